@@ -1,0 +1,25 @@
+"""Errors of the lowering; the host runtime's errors derive from the same base."""
+
+
+class PartitionerError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class CompileSpecError(PartitionerError):
+    """A compile spec has an unknown key, an unreadable value or contradicts another one."""
+
+
+class DeploymentTargetError(PartitionerError):
+    """The program needs a newer Core ML than the chosen minimum deployment target."""
+
+
+class UnsupportedOpError(PartitionerError):
+    """The program contains operations that Core ML cannot express."""
+
+
+class ConversionError(PartitionerError):
+    """Core ML Tools failed to convert a partition."""
+
+
+class BlobError(PartitionerError):
+    """A delegate blob is malformed, or the files given for one cannot be stored."""
