@@ -1,0 +1,365 @@
+// Lends ExecuTorch's runtime a "CoreMLBackend" whose work is done by Python callables.
+//
+// The runtime calls init / execute / destroy on whichever thread loads or runs a method, with or
+// without the GIL. Each entry point therefore takes the GIL itself, and none lets an exception out:
+// a failure becomes an ExecuTorch error code, is logged, and its text is kept for the calling thread.
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <executorch/runtime/backend/interface.h>
+#include <executorch/runtime/core/evalue.h>
+#include <executorch/runtime/core/exec_aten/util/tensor_util.h>
+#include <executorch/runtime/platform/log.h>
+
+namespace nb = nanobind;
+namespace et = executorch::runtime;
+using executorch::aten::ScalarType;
+using executorch::aten::SizesType;
+using executorch::aten::Tensor;
+
+namespace {
+
+constexpr const char* kBackendName = "CoreMLBackend";
+
+thread_local std::string last_error;
+
+// What the Core ML delegate on a device takes; int8 and bfloat16 are not among them.
+struct ElementType {
+  ScalarType scalar_type;
+  const char* name;
+  nb::dlpack::dtype_code code;
+  uint8_t bits;
+};
+
+constexpr ElementType kElementTypes[] = {
+    {ScalarType::Bool, "bool", nb::dlpack::dtype_code::Bool, 8},
+    {ScalarType::Byte, "uint8", nb::dlpack::dtype_code::UInt, 8},
+    {ScalarType::Short, "int16", nb::dlpack::dtype_code::Int, 16},
+    {ScalarType::Int, "int32", nb::dlpack::dtype_code::Int, 32},
+    {ScalarType::Long, "int64", nb::dlpack::dtype_code::Int, 64},
+    {ScalarType::Half, "float16", nb::dlpack::dtype_code::Float, 16},
+    {ScalarType::Float, "float32", nb::dlpack::dtype_code::Float, 32},
+    {ScalarType::Double, "float64", nb::dlpack::dtype_code::Float, 64},
+};
+
+const ElementType* find_element_type(ScalarType scalar_type) {
+  for (const ElementType& type : kElementTypes) {
+    if (type.scalar_type == scalar_type) {
+      return &type;
+    }
+  }
+  return nullptr;
+}
+
+std::string scalar_type_name(ScalarType scalar_type) {
+  switch (scalar_type) {
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    default:
+      return "scalar type " + std::to_string(static_cast<int>(scalar_type));
+  }
+}
+
+// True only while an object may still be touched: handles outlive the interpreter when a program is
+// kept in a global of another extension.
+bool interpreter_usable() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsInitialized() && !Py_IsFinalizing();
+#else
+  return Py_IsInitialized() && !_Py_IsFinalizing();
+#endif
+}
+
+// One tensor the runtime passes to execute(). Python sees the runtime's own memory through it, only
+// until the call returns; a closed argument refuses instead of reading freed memory.
+class Argument {
+ public:
+  Argument(Tensor tensor, const ElementType& type) : tensor_(tensor), type_(type) {}
+
+  void close() {
+    open_ = false;
+  }
+
+  std::string dtype() const {
+    return type_.name;
+  }
+
+  std::vector<int64_t> shape() const {
+    require_open();
+    return {tensor_.sizes().begin(), tensor_.sizes().end()};
+  }
+
+  nb::ndarray<nb::pytorch> view() const {
+    require_open();
+    const size_t rank = static_cast<size_t>(tensor_.dim());
+    std::vector<size_t> shape(tensor_.sizes().begin(), tensor_.sizes().end());
+    std::vector<int64_t> strides(tensor_.strides().begin(), tensor_.strides().end());
+    void* data = tensor_.mutable_data_ptr();
+    if (data == nullptr && tensor_.numel() != 0) {
+      throw std::runtime_error("the runtime passed a tensor without memory");
+    }
+    const nb::dlpack::dtype dtype{static_cast<uint8_t>(type_.code), type_.bits, 1};
+    return nb::ndarray<nb::pytorch>(data, rank, shape.data(), nb::handle(), strides.data(), dtype);
+  }
+
+  void resize(const std::vector<int64_t>& shape) {
+    require_open();
+    std::vector<SizesType> sizes(shape.begin(), shape.end());
+    const et::Error error = et::resize_tensor(tensor_, et::ArrayRef<SizesType>(sizes.data(), sizes.size()));
+    if (error != et::Error::Ok) {
+      throw std::runtime_error(
+          std::string("the runtime refused the size of an output (") + et::to_string(error) + ")");
+    }
+  }
+
+ private:
+  void require_open() const {
+    if (!open_) {
+      throw std::runtime_error("this argument belongs to a delegate call that has returned");
+    }
+  }
+
+  Tensor tensor_;
+  const ElementType& type_;
+  bool open_ = true;
+};
+
+// The program's named data, as far as init() may ask for it.
+class NamedData {
+ public:
+  explicit NamedData(const et::NamedDataMap* map) : map_(map) {}
+
+  void close() {
+    map_ = nullptr;
+  }
+
+  nb::bytes get(const std::string& key) const {
+    if (map_ == nullptr) {
+      throw nb::key_error(key.c_str());
+    }
+    et::Result<et::FreeableBuffer> data = map_->get_data(key);
+    if (!data.ok()) {
+      throw nb::key_error(key.c_str());
+    }
+    return nb::bytes(data->data(), data->size());
+  }
+
+ private:
+  const et::NamedDataMap* map_;
+};
+
+struct Handle {
+  nb::object session;
+};
+
+std::string describe(nb::python_error& error) {
+  try {
+    const std::string type = nb::cast<std::string>(error.type().attr("__name__"));
+    return type + ": " + nb::cast<std::string>(nb::str(error.value()));
+  } catch (...) {
+    PyErr_Clear();
+    return "a Python exception that cannot be printed";
+  }
+}
+
+et::Error fail(const char* stage, const std::string& message, et::Error code) noexcept {
+  try {
+    last_error = message;
+  } catch (...) {
+  }
+  ET_LOG(Error, "%s: %s failed: %s", kBackendName, stage, message.c_str());
+  return code;
+}
+
+// Runs `body` under the GIL and turns whatever it throws into an error code.
+template <typename Body>
+et::Error guarded(const char* stage, et::Error code, Body&& body) noexcept {
+  if (!interpreter_usable()) {
+    return fail(stage, "the Python interpreter is shutting down", et::Error::InvalidState);
+  }
+  nb::gil_scoped_acquire gil;
+  try {
+    body();
+    return et::Error::Ok;
+  } catch (nb::python_error& error) {
+    return fail(stage, describe(error), code);
+  } catch (const std::invalid_argument& error) {
+    return fail(stage, error.what(), et::Error::InvalidArgument);
+  } catch (const std::exception& error) {
+    return fail(stage, error.what(), code);
+  } catch (...) {
+    return fail(stage, "unknown C++ exception", code);
+  }
+}
+
+// Lists every argument the device's delegate would refuse, not only the first.
+std::string refused_arguments(et::Span<et::EValue*> args) {
+  std::string refused;
+  for (size_t i = 0; i < args.size(); ++i) {
+    std::string reason;
+    if (!args[i]->isTensor()) {
+      reason = "not a tensor";
+    } else if (find_element_type(args[i]->toTensor().scalar_type()) == nullptr) {
+      reason = scalar_type_name(args[i]->toTensor().scalar_type());
+    } else {
+      continue;
+    }
+    refused += (refused.empty() ? "argument " : ", argument ") + std::to_string(i) + " is " + reason;
+  }
+  return refused;
+}
+
+// The tensors of one delegate call as Python objects, closed when the call ends, however it ends.
+class ArgumentList {
+ public:
+  explicit ArgumentList(et::Span<et::EValue*> args) {
+    const std::string refused = refused_arguments(args);
+    if (!refused.empty()) {
+      throw std::invalid_argument(
+          "the Core ML delegate takes tensors of bool, uint8, int16, int32, int64, float16, float32 and float64, but " +
+          refused);
+    }
+    for (et::EValue* value : args) {
+      const Tensor tensor = value->toTensor();
+      list_.append(nb::cast(Argument(tensor, *find_element_type(tensor.scalar_type()))));
+    }
+  }
+
+  ~ArgumentList() {
+    for (nb::handle argument : list_) {
+      nb::inst_ptr<Argument>(argument)->close();
+    }
+  }
+
+  ArgumentList(const ArgumentList&) = delete;
+  ArgumentList& operator=(const ArgumentList&) = delete;
+
+  nb::tuple tuple() const {
+    return nb::tuple(list_);
+  }
+
+ private:
+  nb::list list_;
+};
+
+class HostBackend final : public et::BackendInterface {
+ public:
+  // Called with the GIL held. The previous callable is released, handles opened by it live on.
+  void set_opener(nb::object opener) {
+    Py_INCREF(opener.ptr());
+    PyObject* previous = opener_;
+    opener_ = opener.ptr();
+    Py_XDECREF(previous);
+  }
+
+  bool is_available() const override {
+    return opener_ != nullptr;
+  }
+
+  et::Result<et::DelegateHandle*> init(
+      et::BackendInitContext& context,
+      et::FreeableBuffer* processed,
+      et::ArrayRef<et::CompileSpec> compile_specs) const override {
+    std::unique_ptr<Handle> handle;
+    const et::Error error = guarded("init", et::Error::DelegateInvalidCompatibility, [&] {
+      nb::dict specs;
+      for (const et::CompileSpec& spec : compile_specs) {
+        specs[spec.key] = nb::bytes(spec.value.buffer, spec.value.nbytes);
+      }
+      // A copy, because the runtime may free its buffer while Python still holds weights inside it.
+      nb::bytes blob(processed->data(), processed->size());
+      const char* method = context.get_method_name();
+      nb::object named_data = nb::cast(NamedData(context.get_named_data_map()));
+      const NamedDataCloser closer{nb::inst_ptr<NamedData>(named_data)};
+      nb::object session =
+          nb::borrow(opener_)(blob, specs, method == nullptr ? "forward" : method, named_data.attr("get"));
+      handle = std::make_unique<Handle>(Handle{std::move(session)});
+    });
+    if (error != et::Error::Ok) {
+      return error;
+    }
+    processed->Free();
+    return handle.release();
+  }
+
+  et::Error execute(
+      et::BackendExecutionContext& context,
+      et::DelegateHandle* handle,
+      et::Span<et::EValue*> args) const override {
+    return guarded("execute", et::Error::DelegateInvalidHandle, [&] {
+      const ArgumentList arguments(args);
+      static_cast<Handle*>(handle)->session(arguments.tuple());
+    });
+  }
+
+  void destroy(et::DelegateHandle* handle) const override {
+    // After finalization the session's memory belongs to nobody; leaking it is the only safe choice.
+    if (handle == nullptr || !interpreter_usable()) {
+      return;
+    }
+    nb::gil_scoped_acquire gil;
+    delete static_cast<Handle*>(handle);
+  }
+
+ private:
+  struct NamedDataCloser {
+    NamedData* data;
+    ~NamedDataCloser() {
+      data->close();
+    }
+  };
+
+  // A raw reference that is never dropped at exit: static destructors run after the interpreter is gone.
+  PyObject* opener_ = nullptr;
+};
+
+HostBackend& host_backend() {
+  static HostBackend backend;
+  return backend;
+}
+
+bool register_opener(nb::object opener) {
+  HostBackend& backend = host_backend();
+  et::BackendInterface* registered = et::get_backend_class(kBackendName);
+  if (registered != nullptr && registered != &backend) {
+    return false;
+  }
+  backend.set_opener(std::move(opener));
+  return registered != nullptr || et::register_backend({kBackendName, &backend}) == et::Error::Ok;
+}
+
+std::string take_last_error() {
+  return std::exchange(last_error, std::string());
+}
+
+}  // namespace
+
+NB_MODULE(_delegate, module) {
+  // The runtime may hold handles until the process ends; that is not a leak worth reporting.
+  nb::set_leak_warnings(false);
+
+  nb::class_<Argument>(module, "Argument", "A tensor of the running delegate call, in the runtime's memory.")
+      .def_prop_ro("dtype", &Argument::dtype)
+      .def_prop_ro("shape", [](const Argument& self) { return nb::tuple(nb::cast(self.shape())); })
+      .def("view", &Argument::view, nb::rv_policy::reference, "The memory as a torch tensor, not copied.")
+      .def("resize", &Argument::resize, nb::arg("shape"), "Set the current size of a dynamically shaped output.");
+  nb::class_<NamedData>(module, "NamedData", "The program's named data, readable while a delegate is opened.")
+      .def("get", &NamedData::get, nb::arg("key"));
+  module.def(
+      "register",
+      &register_opener,
+      nb::arg("opener"),
+      "Register the backend, or replace its opener; False if another backend has the name.");
+  module.def("take_last_error", &take_last_error, "Message of this thread's last failed delegate call, then forget it.");
+}
