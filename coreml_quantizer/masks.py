@@ -1,0 +1,78 @@
+"""Recognizes attention masks: values that stand for minus infinity and must never set a range."""
+
+import operator
+from collections.abc import Callable
+
+import torch
+from torch.fx import GraphModule, Node
+
+MASKING_VALUE = 1e4
+"""From this magnitude on, a constant is taken for "never attend here". Transformers use -1e4, finfo.min or -inf."""
+
+aten = torch.ops.aten
+
+_FILLS: dict[torch._ops.OpOverloadPacket, tuple[int, ...]] = {
+    aten.full: (1,),
+    aten.full_like: (1,),
+    aten.new_full: (2,),
+    aten.masked_fill: (2,),
+    aten.masked_fill_: (2,),
+    aten.scalar_tensor: (0,),
+    aten.where: (1, 2),
+    aten.mul: (1,),
+    aten.mul_: (1,),
+}
+"""Operators that put a scalar into a tensor, and where that scalar may stand."""
+
+_CARRIERS = frozenset(
+    {
+        aten.add, aten.add_, aten.sub, aten.sub_, aten.mul, aten.mul_, aten.where, aten.to, aten._to_copy, aten.expand,
+        aten.view, aten.reshape, aten.slice, aten.select, aten.unsqueeze, aten.squeeze, aten.permute, aten.transpose,
+        aten.clone, aten.contiguous, aten.masked_fill, aten.masked_fill_, aten.index, aten.cat, aten.triu, aten.tril,
+        aten.maximum, aten.minimum, aten.repeat, aten.alias, aten.detach, aten.lift_fresh_copy,
+    }
+)  # fmt: skip
+"""Operators whose output holds masking values when an input does. Everything else (softmax, products) ends a mask."""
+
+
+class MaskFinder:
+    """Follows masks through a graph; nodes must be shown in topological order."""
+
+    def __init__(self, graph_module: GraphModule) -> None:
+        self._graph_module = graph_module
+        self._masks: set[Node] = set()
+
+    def visit(self, node: Node) -> None:
+        """Notes whether `node` holds masking values."""
+        if node.op == "get_attr":
+            found = self._constant_masks(node)
+        else:
+            packet = getattr(node.target, "overloadpacket", None)
+            found = _fills_with_mask(node, packet) or (
+                packet in _CARRIERS and any(source in self._masks for source in node.all_input_nodes)
+            )
+        if found:
+            self._masks.add(node)
+
+    def __contains__(self, node: Node) -> bool:
+        return node in self._masks
+
+    def _constant_masks(self, node: Node) -> bool:
+        # Parameters are trained weights; reading all of them would cost more than annotating does.
+        value: object = operator.attrgetter(str(node.target))(self._graph_module)
+        if isinstance(value, torch.nn.Parameter) or not isinstance(value, torch.Tensor):
+            return False
+        if not value.is_floating_point() or value.numel() == 0:
+            return False
+        return bool(value.min() <= -MASKING_VALUE)
+
+
+def _fills_with_mask(node: Node, packet: object) -> bool:
+    positions = _FILLS.get(packet, ())  # type: ignore[call-overload]
+    scalars = (node.args[position] for position in positions if len(node.args) > position)
+    return any(isinstance(scalar, int | float) and scalar <= -MASKING_VALUE for scalar in scalars)
+
+
+def feeds_only(node: Node, is_wanted: Callable[[Node], bool]) -> bool:
+    """Whether every user of `node` satisfies `is_wanted`, and there is one."""
+    return bool(node.users) and all(is_wanted(user) for user in node.users)

@@ -1,0 +1,139 @@
+"""Observers: collect the range of a tensor during calibration and return its scale and zero point."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e.observer import ObserverBase
+
+from coreml_quantizer.errors import CalibrationError
+from coreml_quantizer.qparams import choose_qparams
+from coreml_quantizer.specs import PerChannel, Scheme, TensorSpec
+
+_QSCHEMES = MappingProxyType(
+    {
+        (Scheme.SYMMETRIC, False): torch.per_tensor_symmetric,
+        (Scheme.AFFINE, False): torch.per_tensor_affine,
+        (Scheme.SYMMETRIC, True): torch.per_channel_symmetric,
+        (Scheme.AFFINE, True): torch.per_channel_affine,
+    }
+)
+
+
+def qscheme_of(spec: TensorSpec) -> torch.qscheme:
+    """Returns torch's name for the scheme and granularity of `spec`."""
+    return _QSCHEMES[spec.scheme, isinstance(spec.granularity, PerChannel)]
+
+
+class RangeObserver(ObserverBase):
+    """Base of the observers that keep a running minimum and maximum, per tensor or per channel.
+
+    Attributes:
+        tensor_name: Graph name of the observed tensor, for messages.
+        constant: True once a weight was observed: it cannot change, so later forwards cost nothing.
+        min_val: Running minimum, float32, shape `()` or `(channels,)`.
+        max_val: Running maximum, same shape.
+    """
+
+    UNNAMED = "a tensor"
+
+    min_val: Tensor
+    max_val: Tensor
+
+    def __init__(self, spec: TensorSpec, **_: Any) -> None:
+        """Creates an observer for `spec`; torchao passes the fields of its own spec again, which say the same."""
+        super().__init__(dtype=spec.storage.dtype)
+        self.spec = spec
+        self.qscheme = qscheme_of(spec)
+        self.quant_min = spec.storage.quant_min
+        self.quant_max = spec.storage.quant_max
+        self.ch_axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else -1
+        self.tensor_name = self.UNNAMED
+        self.constant = False
+        self.register_buffer("min_val", torch.tensor(torch.inf))
+        self.register_buffer("max_val", torch.tensor(-torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Updates the range with `x` (any float dtype and shape) and returns `x` itself."""
+        if not self.constant:
+            self._observe(x.detach())
+        return x
+
+    def observe_constant(self, x: Tensor) -> None:
+        """Takes the range of a weight, once and for all."""
+        self._observe(x.detach())
+        self.constant = True
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Returns scale (float32) and zero point (int64), each of shape `(1,)` or `(channels,)`.
+
+        Raises:
+            CalibrationError: Nothing was observed, or not-a-number or infinite values were.
+        """
+        if not torch.isfinite(self.min_val).all() or not torch.isfinite(self.max_val).all():
+            raise CalibrationError(self._why_no_range())
+        scale, zero_point = choose_qparams(self.min_val, self.max_val, self.spec.storage, self.spec.scheme)
+        return scale.reshape(-1), zero_point.reshape(-1)
+
+    def _observe(self, x: Tensor) -> None:
+        if x.numel() == 0:
+            return
+        if self.ch_axis < 0:
+            low, high = torch.aminmax(x)
+        else:
+            low, high = torch.aminmax(x.transpose(0, self.ch_axis).flatten(1), dim=1)
+        self._update(low.to(torch.float32), high.to(torch.float32))
+
+    def _update(self, low: Tensor, high: Tensor) -> None:
+        raise NotImplementedError
+
+    def _why_no_range(self) -> str:
+        if bool((self.min_val > self.max_val).any()):
+            return (
+                f"'{self.tensor_name}' was never observed, so it has no range. Run the prepared model on "
+                "representative inputs (at least one non-empty batch) before convert_pt2e, or set "
+                "activation_dtype=torch.float32 for weight-only quantization, which needs none."
+            )
+        return (
+            f"'{self.tensor_name}' took not-a-number or infinite values during calibration. Find the input that "
+            "makes them, or leave the module out with module_name_configs={'<module>': None}."
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.tensor_name}, {self.spec.storage.name} {self.spec.scheme.value}"
+
+
+class MinMaxObserver(RangeObserver):
+    """The smallest and the largest value seen in all of calibration."""
+
+    def _update(self, low: Tensor, high: Tensor) -> None:
+        self.min_val = torch.minimum(self.min_val, low)
+        self.max_val = torch.maximum(self.max_val, high)
+
+
+class MovingAverageObserver(RangeObserver):
+    """Exponential moving average of each batch's minimum and maximum; the first batch sets both.
+
+    `value += averaging_constant * (batch value - value)`. Source: Jacob et al. 2018, section 3.1.
+    """
+
+    def __init__(self, spec: TensorSpec, averaging_constant: float = 0.01, **fields: Any) -> None:
+        super().__init__(spec, **fields)
+        self.averaging_constant = averaging_constant
+        self.seen = False
+
+    def _update(self, low: Tensor, high: Tensor) -> None:
+        if not self.seen:
+            self.seen = True
+            self.min_val, self.max_val = low, high
+            return
+        self.min_val = torch.lerp(self.min_val, low, self.averaging_constant)
+        self.max_val = torch.lerp(self.max_val, high, self.averaging_constant)
+
+
+ESTIMATORS: Mapping[str, type[RangeObserver]] = MappingProxyType(
+    {"min_max": MinMaxObserver, "moving_average": MovingAverageObserver}
+)
+"""Range estimators by the name that `RangeEstimator.name` gives."""

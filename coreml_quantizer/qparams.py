@@ -1,0 +1,49 @@
+"""Scale and zero point from a range: one function, used by every observer."""
+
+import torch
+from torch import Tensor
+
+from coreml_quantizer.specs import IntegerStorage, Scheme
+
+_SMALLEST_HALF_SCALE = 2.0**-20
+"""Below this, neighbouring float16 numbers differ by more than 6 %: such a scale stays in float32."""
+
+_SMALLEST_SCALE = 2.0**-120
+"""Keeps the reciprocal of a scale finite in float32."""
+
+
+def round_up_to_half(scale: Tensor) -> Tensor:
+    """Returns the smallest float16 numbers not below `scale`, as float32.
+
+    A Core ML program computes in float16, so a scale that float16 cannot represent is rounded on the device and then
+    disagrees with the graph that was evaluated in PyTorch: values near a rounding boundary land one step apart.
+    Choosing the scale among float16 numbers makes both use the same grid. Rounding up never clips the range.
+
+    Args:
+        scale: Positive float32 scales of any shape. Those below 2**-20 or above 65504 are returned unchanged.
+    """
+    half = scale.to(torch.float16)
+    too_small = half.to(torch.float32) < scale
+    half = torch.where(too_small, torch.nextafter(half, torch.full_like(half, torch.inf)), half)
+    representable = (scale >= _SMALLEST_HALF_SCALE) & torch.isfinite(half)
+    return torch.where(representable, half.to(torch.float32), scale)
+
+
+def choose_qparams(minimum: Tensor, maximum: Tensor, storage: IntegerStorage, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Returns scale (float32) and zero point (int64) for values in `[minimum, maximum]`, in the shape of `minimum`.
+
+    The range is widened to contain zero, so that zero is represented exactly. Symmetric: `scale = max|x| /
+    ((quant_max - quant_min) / 2)`; affine: `scale = (max - min) / (quant_max - quant_min)`. A range that is exactly
+    zero gets scale 1. There is no lower limit on the scale other than float32's own, so tiny ranges keep their
+    resolution. Source: Jacob et al. 2018, section 2.1, and coremltools' LinearQuantizer for the symmetric scale.
+    """
+    low = minimum.to(torch.float32).clamp(max=0.0)
+    high = maximum.to(torch.float32).clamp(min=0.0)
+    steps = float(storage.quant_max - storage.quant_min)
+    scale = torch.maximum(-low, high) / (steps / 2) if scheme is Scheme.SYMMETRIC else (high - low) / steps
+    scale = torch.where(scale > 0, scale.clamp(min=_SMALLEST_SCALE), torch.ones_like(scale))
+    scale = round_up_to_half(scale)
+    if scheme is Scheme.SYMMETRIC:
+        return scale, torch.full_like(scale, storage.symmetric_zero_point, dtype=torch.int64)
+    zero_point = storage.quant_min - torch.round(low / scale)
+    return scale, zero_point.clamp(storage.quant_min, storage.quant_max).to(torch.int64)

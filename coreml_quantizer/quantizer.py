@@ -1,0 +1,85 @@
+"""`CoreMLQuantizer`: the torchao quantizer for Core ML."""
+
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import Quantizer
+
+from coreml_quantizer.annotator import Placement, annotate
+from coreml_quantizer.config import read_linear_quantizer_config
+from coreml_quantizer.insertion import insert_observers
+from coreml_quantizer.observers import RangeObserver
+from coreml_quantizer.rules import rules
+from coreml_quantizer.sharing import Place
+
+
+class CoreMLQuantizer(Quantizer):
+    """Annotates an exported graph for Core ML, for torchao's `prepare_pt2e` and `convert_pt2e`.
+
+    Example:
+        >>> quantizer = CoreMLQuantizer(config)
+        >>> prepared = prepare_pt2e(torch.export.export(model, inputs).module(), quantizer)
+        >>> for batch in calibration_data:
+        ...     prepared(batch)
+        >>> quantized = convert_pt2e(prepared)
+
+    Weight-only configurations (`activation_dtype=torch.float32`) convert without any calibration sample.
+
+    A quantizer keeps nothing of the graphs it prepared: it can be reused, copied and pickled.
+    """
+
+    def __init__(self, config: object = None) -> None:
+        """Reads and checks the configuration.
+
+        Args:
+            config: A `coremltools.optimize.torch.quantization.LinearQuantizerConfig`, a dict of its fields, or None
+                for symmetric W8A8: int8 weights per channel, uint8 activations per tensor.
+
+        Raises:
+            ConfigError: The configuration cannot be honoured; the message lists every reason.
+        """
+        super().__init__()
+        self.config = config
+        self._policy = read_linear_quantizer_config(config)
+        self._placement: Placement | None = None
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotates `model` in place and returns it.
+
+        Raises:
+            ScopeError: The configuration names modules or types that `model` does not have.
+        """
+        self._placement = annotate(model, self._policy, rules)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Does nothing: what the configuration cannot have is refused when it is read or matched."""
+
+    def prepare_obs_or_fq_callback(
+        self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Place, torch.nn.Module]
+    ) -> None:
+        """Takes the range of every weight, and inserts all observers; torchao calls this."""
+        placement, self._placement = self._placement, None
+        for place, observer in edge_or_node_to_obs_or_fq.items():
+            if isinstance(observer, RangeObserver) and observer.tensor_name == RangeObserver.UNNAMED:
+                observer.tensor_name = (place if isinstance(place, Node) else place[0]).name
+        _observe_weights(model, edge_or_node_to_obs_or_fq, placement)
+        insert_observers(model, edge_or_node_to_obs_or_fq)
+        edge_or_node_to_obs_or_fq.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_placement": None}
+
+    def __repr__(self) -> str:
+        return f"CoreMLQuantizer({self.config!r})"
+
+
+def _observe_weights(model: GraphModule, observers: dict[Place, torch.nn.Module], placement: Placement | None) -> None:
+    """Shows each weight to its observer now: it needs no calibration sample and costs nothing during calibration."""
+    for edge in placement.weights if placement is not None else ():
+        observer = observers[edge]
+        constant = edge[0]
+        if isinstance(observer, RangeObserver) and not observer.constant and constant.op == "get_attr":
+            observer.observe_constant(attrgetter(str(constant.target))(model))

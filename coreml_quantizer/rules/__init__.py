@@ -1,0 +1,19 @@
+"""Operator rules, one file a family; a new operator is a new row in one of them.
+
+`rules` is the table that quantizers use. Third parties add to it with `rules.register(OpRule(...))`.
+"""
+
+from coreml_quantizer.rules import activations, elementwise, pooling, products, views
+from coreml_quantizer.rules.registry import (
+    OpRule,
+    OutputRange,
+    RuleTable,
+    Treatment,
+    WeightRole,
+)
+
+__all__ = ["OpRule", "OutputRange", "RuleTable", "Treatment", "WeightRole", "rules"]
+
+rules = RuleTable()
+for _family in (products, elementwise, activations, pooling, views):
+    rules.register(*_family.RULES)

@@ -1,0 +1,29 @@
+"""Pools and means: their outputs lie within the range of their inputs."""
+
+import torch
+
+from coreml_quantizer.rules.registry import OpRule, Treatment
+
+aten = torch.ops.aten
+
+_WHY = "its output lies within the range of its input"
+_SOURCE = "coremltools' LinearQuantizer shared-qparams patterns (max, average and adaptive pools, mean)"
+
+RULES = tuple(
+    OpRule(op, Treatment.SHARED, reason=_WHY, source=_SOURCE)
+    for op in (
+        aten.max_pool1d,
+        aten.max_pool2d,
+        aten.max_pool3d,
+        aten.avg_pool1d,
+        aten.avg_pool2d,
+        aten.avg_pool3d,
+        aten.adaptive_avg_pool1d,
+        aten.adaptive_avg_pool2d,
+        aten.adaptive_avg_pool3d,
+        aten.adaptive_max_pool1d,
+        aten.adaptive_max_pool2d,
+        aten.adaptive_max_pool3d,
+        aten.mean,
+    )
+)

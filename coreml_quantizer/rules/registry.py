@@ -1,0 +1,126 @@
+"""The table of operator rules: what each ATen operator is to quantization, and why."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch.fx import Node
+
+from coreml_quantizer.errors import RuleError
+from coreml_quantizer.specs import UINT8, FixedSpec
+
+OpPacket = torch._ops.OpOverloadPacket
+
+
+class Treatment(Enum):
+    """What happens to the output of an operator."""
+
+    QUANTIZED = "quantized"
+    """Inputs and output are quantized; batch norm and an activation behind it are fused into it."""
+
+    ACTIVATION = "activation"
+    """Fused into the operator before it; alone, its output is quantized when its input is."""
+
+    BATCH_NORM = "batch norm"
+    """Fused into the convolution or linear layer before it; alone it stays in floating point."""
+
+    SHARED = "shares its input's qparams"
+    """The output holds values of the input, so it carries the same scale and zero point."""
+
+    CONCATENATED = "inputs and output share qparams"
+    """As SHARED, for a list of inputs, which all take one scale and zero point."""
+
+    FLOAT = "float"
+    """Deliberately left in floating point; what it says of its output range helps whoever quantizes it."""
+
+
+class OutputRange(Enum):
+    """What an operator says about the range of its output before anything is observed."""
+
+    ANY = "any"
+    NON_NEGATIVE = "non-negative"
+
+
+UNIT_INTERVAL = FixedSpec(UINT8, scale=1.0 / 256.0, zero_point=0)
+"""Outputs in [0, 1]. Source: coremltools' LinearQuantizer, fixed qparams of sigmoid, hardsigmoid and softmax."""
+
+SYMMETRIC_UNIT_INTERVAL = FixedSpec(UINT8, scale=2.0 / 256.0, zero_point=128)
+"""Outputs in [-1, 1]. Source: coremltools' LinearQuantizer, fixed qparams of tanh."""
+
+
+@dataclass(frozen=True)
+class WeightRole:
+    """Which argument is the weight, and which of its axes holds the output channels."""
+
+    position: int
+    channel_axis: int = 0
+
+
+@dataclass(frozen=True)
+class OpRule:
+    """What one operator, in all its overloads, is to quantization.
+
+    Attributes:
+        op: The ATen operator.
+        treatment: What happens to its output.
+        inputs: Positions of the activations that are quantized with it.
+        weight: Its weight, if it has one.
+        output_range: What is known of its output; a function of the node where arguments decide.
+        contracts: Position of an input to the axis that a product sums over, counted from the end; a constant there
+            is a weight.
+        reason: Why it is treated so.
+        source: Where that comes from.
+    """
+
+    op: OpPacket
+    treatment: Treatment
+    inputs: tuple[int, ...] = (0,)
+    weight: WeightRole | None = None
+    output_range: OutputRange | FixedSpec | Callable[[Node], OutputRange] = OutputRange.ANY
+    contracts: tuple[tuple[int, int], ...] = ()
+    reason: str = ""
+    source: str = ""
+
+    def range_of(self, node: Node) -> OutputRange | FixedSpec:
+        """Returns what is known of the output range of `node`, a call of this operator."""
+        if isinstance(self.output_range, OutputRange | FixedSpec):
+            return self.output_range
+        return self.output_range(node)
+
+
+class RuleTable:
+    """Rules by operator. Registering an operator twice raises; so does a rule without a reason."""
+
+    def __init__(self) -> None:
+        self._rules: dict[OpPacket, OpRule] = {}
+
+    def register(self, *rules: OpRule) -> None:
+        """Adds rules.
+
+        Raises:
+            RuleError: An operator has a rule already, or a rule gives no reason.
+        """
+        for rule in rules:
+            if rule.op in self._rules:
+                raise RuleError(f"{rule.op} has a rule already; remove it first with `rules.unregister({rule.op})`.")
+            if not rule.reason:
+                raise RuleError(f"The rule for {rule.op} needs a reason: users read it in the placement report.")
+            self._rules[rule.op] = rule
+
+    def unregister(self, op: OpPacket) -> OpRule:
+        """Removes and returns the rule of `op`, so that another can take its place."""
+        if op not in self._rules:
+            raise RuleError(f"{op} has no rule to remove.")
+        return self._rules.pop(op)
+
+    def lookup(self, node: Node) -> OpRule | None:
+        """Returns the rule for a node of a graph, None when there is none."""
+        packet: OpPacket | None = getattr(node.target, "overloadpacket", None)
+        return None if packet is None else self._rules.get(packet)
+
+    def __iter__(self) -> Iterator[OpRule]:
+        return iter(self._rules.values())
+
+    def __len__(self) -> int:
+        return len(self._rules)

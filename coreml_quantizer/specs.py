@@ -1,0 +1,113 @@
+"""What a tensor and an operator become: frozen, hashable values, free of observers and of torchao."""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+
+
+@dataclass(frozen=True)
+class IntegerStorage:
+    """An integer format that Core ML stores.
+
+    Attributes:
+        name: Core ML's name of the type.
+        dtype: torch dtype that carries the values; 4-bit values travel in an 8-bit tensor.
+        quant_min: Smallest quantized value.
+        quant_max: Largest quantized value.
+        symmetric_zero_point: Zero point under the symmetric scheme. Source: coremltools' LinearQuantizer,
+            0 for signed types, 128 for uint8, the rounded-down middle of the range for uint4.
+    """
+
+    name: str
+    dtype: torch.dtype
+    quant_min: int
+    quant_max: int
+    symmetric_zero_point: int
+
+
+INT8 = IntegerStorage("int8", torch.int8, -128, 127, 0)
+UINT8 = IntegerStorage("uint8", torch.uint8, 0, 255, 128)
+INT4 = IntegerStorage("int4", torch.int8, -8, 7, 0)
+UINT4 = IntegerStorage("uint4", torch.uint8, 0, 15, 7)
+
+
+class Scheme(Enum):
+    """Where the zero point may lie."""
+
+    SYMMETRIC = "symmetric"
+    AFFINE = "affine"
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale and zero point for the whole tensor."""
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale and zero point for each index of `axis`."""
+
+    axis: int = 0
+
+
+Granularity = PerTensor | PerChannel
+
+
+@dataclass(frozen=True)
+class RangeEstimator:
+    """How calibration turns observed values into a range.
+
+    Attributes:
+        name: A key of `observers.ESTIMATORS`.
+        arguments: Keyword arguments of that estimator, as sorted pairs so that the spec stays hashable.
+    """
+
+    name: str = "moving_average"
+    arguments: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """How one tensor is quantized."""
+
+    storage: IntegerStorage
+    scheme: Scheme = Scheme.SYMMETRIC
+    granularity: Granularity = PerTensor()
+    estimator: RangeEstimator = RangeEstimator()
+
+    def along(self, axis: int) -> "TensorSpec":
+        """Returns this spec with its channels on `axis`; a per-tensor spec is returned unchanged."""
+        if isinstance(self.granularity, PerTensor):
+            return self
+        return replace(self, granularity=PerChannel(axis))
+
+    def affine(self) -> "TensorSpec":
+        """Returns this spec with the affine scheme."""
+        return replace(self, scheme=Scheme.AFFINE)
+
+
+@dataclass(frozen=True)
+class FixedSpec:
+    """A tensor whose range is known from the operator that makes it, so that nothing is observed.
+
+    `value = (quantized - zero_point) * scale`.
+    """
+
+    storage: IntegerStorage
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """How one operator is quantized; `None` leaves that side in floating point."""
+
+    input: TensorSpec | None
+    weight: TensorSpec | None
+    output: TensorSpec | None
+
+    @property
+    def quantizes_activations(self) -> bool:
+        """Whether inputs or outputs are quantized, not only weights."""
+        return self.input is not None or self.output is not None
