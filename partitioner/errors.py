@@ -5,21 +5,21 @@ class PartitionerError(Exception):
     """Base of every error raised on purpose by this package."""
 
 
-class CompileSpecError(PartitionerError):
+class CompileSpecError(PartitionerError, ValueError):
     """A compile spec has an unknown key, an unreadable value or contradicts another one."""
 
 
-class DeploymentTargetError(PartitionerError):
+class DeploymentTargetError(PartitionerError, ValueError):
     """The program needs a newer Core ML than the chosen minimum deployment target."""
 
 
-class UnsupportedOpError(PartitionerError):
+class UnsupportedOpError(PartitionerError, NotImplementedError):
     """The program contains operations that Core ML cannot express."""
 
 
-class ConversionError(PartitionerError):
+class ConversionError(PartitionerError, RuntimeError):
     """Core ML Tools failed to convert a partition."""
 
 
-class BlobError(PartitionerError):
+class BlobError(PartitionerError, ValueError):
     """A delegate blob is malformed, or the files given for one cannot be stored."""

@@ -1,0 +1,207 @@
+"""Compile specs: the key/value options that travel from a partitioner to a backend.
+
+Keys and byte values are those of ExecuTorch's Core ML backend, so specs made by either are read by both. One table
+(`_FIELDS`) states how each option is written and read; `parse` reads a list of specs once into `LoweringOptions`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+import coremltools as ct
+import coremltools.optimize as cto
+from executorch.exir.backend.compile_spec_schema import CompileSpec
+
+from partitioner.errors import CompileSpecError
+from partitioner.stock import MULTIMETHOD_WEIGHT_SHARING_STRATEGY, EnumeratedShapes, StockBackend
+
+# The presence of this key tells our backend that our partitioner chose the work. The device ignores unknown keys.
+MARK_KEY = "lowered_by"
+MARK = CompileSpec(MARK_KEY, b"coreml-quantizer")
+
+ModelType: TypeAlias = StockBackend.MODEL_TYPE
+WeightSharing: TypeAlias = MULTIMETHOD_WEIGHT_SHARING_STRATEGY
+
+
+@dataclass(frozen=True)
+class LoweringOptions:
+    """Everything that compile specs can say, read once.
+
+    Attributes:
+        compute_unit: Where the device may run the model; read by the device, not by the conversion.
+        minimum_deployment_target: The oldest system that must run the model. None: the oldest that can.
+        compute_precision: Whether floating-point values are computed in half or single precision.
+        model_type: An mlpackage, or a model compiled on this machine (macOS only).
+        op_linear_quantizer_config: Weights are quantized by Core ML Tools after conversion when this is given.
+        pass_pipeline: The MIL passes to run.
+        weight_sharing: How the methods of a program share their weights.
+        enumerated_shapes: Symbolic input shape -> the shapes that it may take.
+    """
+
+    compute_unit: ct.ComputeUnit = ct.ComputeUnit.ALL
+    minimum_deployment_target: ct.target | None = None
+    compute_precision: ct.precision = ct.precision.FLOAT16
+    model_type: ModelType = ModelType.MODEL
+    op_linear_quantizer_config: cto.coreml.OpLinearQuantizerConfig | None = None
+    pass_pipeline: ct.PassPipeline | None = None
+    weight_sharing: WeightSharing = WeightSharing.POSITIONAL
+    enumerated_shapes: EnumeratedShapes | None = None
+
+
+@dataclass(frozen=True)
+class _Field:
+    """How one option is stored: its key, and functions between its value and text."""
+
+    key: str
+    write: Callable[[Any], str]
+    read: Callable[[str], Any]
+    allowed: str
+
+
+def _read_target(text: str) -> ct.target | None:
+    return ct.target(int(text)) if text else None
+
+
+def _read_quantizer_config(text: str) -> cto.coreml.OpLinearQuantizerConfig:
+    return cto.coreml.OpLinearQuantizerConfig._from_dict(json.loads(text))
+
+
+def _read_pass_names(text: str) -> ct.PassPipeline:
+    return ct.PassPipeline(json.loads(text), pipeline_name="executorch_user_pipeline")
+
+
+def _members(enum: Any) -> str:
+    return ", ".join(str(member.value) for member in enum)
+
+
+_FIELDS: dict[str, _Field] = {
+    "compute_unit": _Field(
+        "compute_units",
+        lambda unit: unit.name.lower(),
+        lambda text: ct.ComputeUnit[text.upper()],
+        ", ".join(unit.name.lower() for unit in ct.ComputeUnit),
+    ),
+    "minimum_deployment_target": _Field(
+        "min_deployment_target",
+        lambda target: "" if target is None else str(target.value),
+        _read_target,
+        f"empty, or the number of a coremltools.target: {_members(ct.target)}",
+    ),
+    "compute_precision": _Field(
+        "model_compute_precision", lambda precision: precision.value, ct.precision, _members(ct.precision)
+    ),
+    "model_type": _Field("model_type", lambda kind: kind.value, ModelType, _members(ModelType)),
+    "op_linear_quantizer_config": _Field(
+        "op_linear_quantizer_config",
+        json.dumps,
+        _read_quantizer_config,
+        "JSON of the arguments of coremltools.optimize.coreml.OpLinearQuantizerConfig",
+    ),
+    "pass_pipeline": _Field("pass_pipeline", json.dumps, _read_pass_names, "a JSON list of MIL pass names"),
+    "weight_sharing": _Field(
+        "multimethod_weight_sharing_strategy",
+        lambda strategy: strategy.value,
+        WeightSharing,
+        _members(WeightSharing),
+    ),
+    "enumerated_shapes": _Field(
+        "enumerated_shapes",
+        lambda shapes: shapes.to_json(),
+        EnumeratedShapes.from_json,
+        "what CoreMLBackend.generate_enumerated_shapes_compile_spec writes",
+    ),
+}
+_NAMES_BY_KEY = {field.key: name for name, field in _FIELDS.items()}
+
+
+def write_option(name: str, value: Any) -> CompileSpec:
+    """Writes one option of `LoweringOptions` as a compile spec.
+
+    Raises:
+        CompileSpecError: The value is not one that the option can hold.
+    """
+    field = _FIELDS[name]
+    try:
+        text = field.write(value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CompileSpecError(f"{name}={value!r} cannot be stored; allowed: {field.allowed}") from error
+    return CompileSpec(field.key, text.encode())
+
+
+def read_option(name: str, compile_specs: Sequence[CompileSpec]) -> Any:
+    """Reads one option from the first compile spec that states it, or returns its default.
+
+    Raises:
+        CompileSpecError: The stored value cannot be read.
+    """
+    key = _FIELDS[name].key
+    for spec in compile_specs:
+        if spec.key == key:
+            return _read_value(name, spec)
+    return _DEFAULTS[name]
+
+
+def parse(compile_specs: Sequence[CompileSpec]) -> LoweringOptions:
+    """Reads a list of compile specs; the first spec of a key counts.
+
+    Raises:
+        CompileSpecError: Some keys are unknown, some values are unreadable; all of them are named.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for spec in compile_specs:
+        if spec.key == MARK_KEY:
+            continue
+        name = _NAMES_BY_KEY.get(spec.key)
+        if name is None:
+            problems.append(f"unknown key {spec.key!r}; known keys: {', '.join(sorted(_NAMES_BY_KEY))}")
+        elif name not in values:
+            try:
+                values[name] = _read_value(name, spec)
+            except CompileSpecError as error:
+                problems.append(str(error))
+    if problems:
+        raise CompileSpecError(
+            "unreadable compile specs (make them with CoreMLBackend.generate_compile_specs):\n  "
+            + "\n  ".join(problems)
+        )
+    return LoweringOptions(**values)
+
+
+def with_mark(compile_specs: Sequence[CompileSpec], target: ct.target | None) -> list[CompileSpec]:
+    """Returns the specs for our backend: `target` in place of the given one, and the mark that claims the work."""
+    key = _FIELDS["minimum_deployment_target"].key
+    specs = [spec for spec in compile_specs if spec.key not in (key, MARK_KEY)]
+    return [*specs, write_option("minimum_deployment_target", target), MARK]
+
+
+def is_marked(compile_specs: Sequence[CompileSpec]) -> bool:
+    """Whether our partitioner made these specs."""
+    return any(spec.key == MARK_KEY for spec in compile_specs)
+
+
+def enumerate_shapes(ep: Any, enumerated_shapes: Mapping[str, Sequence[Sequence[int]]]) -> CompileSpec:
+    """Writes the shapes that each dynamic input may take; see `CoreMLBackend.generate_enumerated_shapes_compile_spec`.
+
+    Raises:
+        CompileSpecError: The shapes do not fit the program's inputs.
+    """
+    try:
+        shapes = EnumeratedShapes.from_exported_program(ep, enumerated_shapes)
+    except (AssertionError, KeyError) as error:
+        raise CompileSpecError(f"enumerated_shapes={dict(enumerated_shapes)!r} does not fit: {error}") from error
+    return write_option("enumerated_shapes", shapes)
+
+
+def _read_value(name: str, spec: CompileSpec) -> Any:
+    field = _FIELDS[name]
+    try:
+        return field.read(spec.value.decode())
+    except Exception as error:  # readers of other packages raise what they like
+        raise CompileSpecError(
+            f"compile spec {spec.key!r} has the unreadable value {spec.value!r} ({error}); allowed: {field.allowed}"
+        ) from error
+
+
+_DEFAULTS = {field.name: field.default for field in fields(LoweringOptions)}

@@ -1,0 +1,187 @@
+"""From an edge program to a Core ML model, by Core ML Tools."""
+
+import logging
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import coremltools as ct
+import coremltools.optimize as cto
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+import partitioner.lowerings  # registers the converters  # noqa: F401
+from partitioner.compile_specs import LoweringOptions
+from partitioner.errors import ConversionError, DeploymentTargetError, PartitionerError
+from partitioner.nodes import op_name, skip_name, source_line
+from partitioner.quiet import Position, quiet_conversion
+from partitioner.stock import enumerated_inputs
+
+logger = logging.getLogger(__name__)
+
+_OPSET_ERROR = re.compile(r"No available version for (\S+) in the .* opset.*at least coremltools\.target\.(\w+)")
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """A converted model in memory.
+
+    Attributes:
+        spec: The ``Model`` protobuf.
+        weights: The content of its weight file, or None when it has none.
+    """
+
+    spec: Any
+    weights: bytes | None
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """Input and output names in the order of the delegate call's arguments and results."""
+        description = self.spec.description
+        return {
+            "inputNames": [feature.name for feature in description.input],
+            "outputNames": [feature.name for feature in description.output],
+        }
+
+
+def convert(program: ExportedProgram, options: LoweringOptions) -> ConvertedModel:
+    """Converts one partition.
+
+    Args:
+        program: The partition as an edge program.
+        options: How to convert. Without a deployment target, the lowest one that has every operation is used.
+
+    Returns:
+        The model, not loaded.
+
+    Raises:
+        ConversionError: Core ML Tools failed; the message names the operation and its source line.
+        DeploymentTargetError: An operation needs a newer deployment target than the given one.
+    """
+    with tempfile.TemporaryDirectory(prefix="coreml_") as directory, quiet_conversion() as position:
+        while True:
+            position.restart()
+            try:
+                return _convert_into(Path(directory) / "model.mlpackage", program, options)
+            except PartitionerError:
+                raise
+            except Exception as error:  # Core ML Tools raises every kind  # noqa: BLE001
+                needed = _needed_target(error)
+                if needed is None or options.minimum_deployment_target is not None:
+                    _fail(error, position, program, options)
+                logger.info("deployment target %s selected, because %s", needed.name, error)
+                options = replace(options, minimum_deployment_target=needed)
+
+
+def _convert_into(path: Path, program: ExportedProgram, options: LoweringOptions) -> ConvertedModel:
+    model = ct.convert(
+        program,
+        source="pytorch",
+        convert_to="mlprogram",
+        inputs=_inputs(program, options),
+        pass_pipeline=options.pass_pipeline or ct.PassPipeline.DEFAULT,
+        compute_precision=options.compute_precision,
+        minimum_deployment_target=options.minimum_deployment_target,
+        compute_units=options.compute_unit,
+        package_dir=str(path),
+        skip_model_load=True,
+    )
+    if options.op_linear_quantizer_config is None:
+        return read_model(model)
+    compressed = _quantize_weights(model, options)
+    try:
+        return read_model(compressed)
+    finally:
+        shutil.rmtree(compressed.package_path, ignore_errors=True)
+
+
+def _inputs(program: ExportedProgram, options: LoweringOptions) -> list[Any] | None:
+    if options.enumerated_shapes is None:
+        return None
+    inputs = enumerated_inputs(program, options.enumerated_shapes)
+    dynamic = [feature.name for feature in inputs if isinstance(feature.shape, ct.EnumeratedShapes)]
+    target = options.minimum_deployment_target
+    if len(dynamic) > 1 and (target is None or target < ct.target.iOS18):
+        raise DeploymentTargetError(
+            f"inputs {', '.join(dynamic)} all have enumerated shapes, which needs the deployment target iOS18; it is "
+            f"{target.name if target else 'not set'}. Use "
+            "CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.iOS18)"
+        )
+    return inputs
+
+
+def _quantize_weights(model: Any, options: LoweringOptions) -> Any:
+    """Quantizes weights after conversion; tables read only by gathers are embeddings and stay as they are.
+
+    A table that a gather shares with another operation gets one configuration for both, because Core ML Tools refuses
+    a constant whose users disagree.
+    """
+    config = options.op_linear_quantizer_config
+    shared = dict.fromkeys(_gathers_with_shared_tables(model._mil_program), config)
+    optimization = cto.coreml.OptimizationConfig(
+        global_config=config, op_type_configs={"gather": None}, op_name_configs=shared
+    )
+    return cto.coreml.linear_quantize_weights(model, config=optimization)
+
+
+def _gathers_with_shared_tables(program: Any) -> list[str]:
+    gathers = [
+        operation
+        for function in program.functions.values()
+        for operation in function.operations
+        if operation.op_type == "gather"
+    ]
+    return [
+        gather.name
+        for gather in gathers
+        if gather.x.op is not None
+        and gather.x.op.op_type == "const"
+        and any(user.op_type != "gather" for user in gather.x.child_ops)
+    ]
+
+
+def read_model(model: Any) -> ConvertedModel:
+    """Takes the protobuf and the weights out of an `MLModel`."""
+    weights = Path(model.weights_dir) / "weight.bin" if model.weights_dir else None
+    content = weights.read_bytes() if weights is not None and weights.is_file() else None
+    return ConvertedModel(model.get_spec(), content or None)
+
+
+def _needed_target(error: Exception) -> ct.target | None:
+    found = _OPSET_ERROR.search(str(error))
+    return ct.target[found.group(2)] if found else None
+
+
+def _fail(error: Exception, position: Position, program: ExportedProgram, options: LoweringOptions) -> NoReturn:
+    node = _node_at(position, program)
+    place = _describe(node, position)
+    needed = _needed_target(error)
+    if needed is not None:
+        target = options.minimum_deployment_target
+        raise DeploymentTargetError(
+            f"{place} needs the deployment target {needed.name}; it is {target.name if target else 'not set'}. Use "
+            f"CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.{needed.name})"
+        ) from error
+    remedy = skip_name(node) if node is not None else "..."
+    raise ConversionError(
+        f"Core ML Tools could not convert {place}: {type(error).__name__}: {error}\n"
+        f"To keep the operation out of Core ML: CoreMLPartitioner(skip_ops_for_coreml_delegation=[{remedy!r}])"
+    ) from error
+
+
+def _node_at(position: Position, program: ExportedProgram) -> Node | None:
+    """The node being converted; None once the MIL passes run, which see the whole program."""
+    if position.node is None or position.pass_name is not None:
+        return None
+    return next((node for node in program.graph.nodes if node.name == position.node.name), None)
+
+
+def _describe(node: Node | None, position: Position) -> str:
+    if node is None:
+        stage = f"MIL pass {position.pass_name!r}" if position.pass_name else "its inputs and constants"
+        return f"the partition ({stage})"
+    line = source_line(node.meta.get("stack_trace"))
+    return f"{op_name(node)} (node {node.name!r}{f', {line}' if line else ''})"

@@ -1,0 +1,8 @@
+"""Converters from torch to MIL that Core ML Tools lacks or gets wrong, one module an operation family.
+
+Importing this package registers ExecuTorch's converters first and ours on top of them.
+"""
+
+import partitioner.stock  # ExecuTorch's converters come first  # noqa: F401
+from partitioner.lowerings import pooling as pooling
+from partitioner.lowerings.registry import has_converter as has_converter

@@ -1,0 +1,52 @@
+"""Access to the registry of torch converters in Core ML Tools."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import coremltools as ct
+import torch
+from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+
+Converter = Callable[[Any, Any], None]
+
+
+def set_converter(*names: str) -> Callable[[Converter], Converter]:
+    """Registers a converter under several names, in place of those that were there."""
+
+    def register(convert: Converter) -> Converter:
+        for name in names:
+            _TORCH_OPS_REGISTRY.set_func_by_name(convert, name)
+        return convert
+
+    return register
+
+
+def get_converter(name: str) -> Converter:
+    """The registered converter of an operation, by its canonical name (``"softmax"``).
+
+    Raises:
+        KeyError: There is none.
+    """
+    return _TORCH_OPS_REGISTRY.name_to_func_mapping[name]
+
+
+def wrap_converter(name: str, prepare: Callable[[Any], None]) -> None:
+    """Runs `prepare` on the node before the registered converter sees it."""
+    convert = get_converter(name)
+
+    def wrapped(context: Any, node: Any) -> None:
+        prepare(node)
+        convert(context, node)
+
+    set_converter(name)(wrapped)
+
+
+@lru_cache(maxsize=4096)
+def has_converter(target: Any) -> bool:
+    """Whether a converter exists for the target of an fx node."""
+    node = torch.fx.Graph().call_function(target)
+    try:
+        return bool(ct.converters.mil.frontend.torch.is_torch_fx_node_supported(node))
+    except AssertionError:  # it asserts on names that end in "_", which includes __and__
+        return False

@@ -1,0 +1,49 @@
+"""Small questions about fx nodes, answered the same way for ATen and edge programs."""
+
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+
+def op_name(node: Node) -> str:
+    """The overload's full name, ``"aten.add.Tensor"``, for ATen and edge operations alike."""
+    target: Any = getattr(node.target, "_op", node.target)
+    return str(target) if isinstance(target, torch._ops.OpOverload) else str(getattr(target, "__name__", target))
+
+
+def skip_name(node: Node) -> str:
+    """The name under which `skip_ops_for_coreml_delegation` knows the operation."""
+    return str(getattr(node.target, "__name__", "")).lower()
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument given by position or by keyword."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def tensor_of(value: Any) -> torch.Tensor | None:
+    """The example tensor of a node, or None for anything else."""
+    example = value.meta.get("val") if isinstance(value, Node) else None
+    return example if isinstance(example, torch.Tensor) else None
+
+
+def constant_names(program: ExportedProgram) -> frozenset[str]:
+    """Names of the placeholders that hold parameters, buffers that are never written, and lifted tensors."""
+    signature = program.graph_signature
+    mutated = set(signature.buffers_to_mutate.values())
+    buffers = (name for name, buffer in signature.inputs_to_buffers.items() if buffer not in mutated)
+    return frozenset([*signature.inputs_to_parameters, *buffers, *signature.inputs_to_lifted_tensor_constants])
+
+
+def source_line(stack_trace: str | None) -> str | None:
+    """The innermost user frame of a stack trace on one line, for messages."""
+    if not stack_trace:
+        return None
+    lines = [line.strip() for line in stack_trace.strip().splitlines()]
+    frames = [index for index, line in enumerate(lines) if line.startswith("File ")]
+    if not frames:
+        return lines[-1] if lines else None
+    place, *code = lines[frames[-1] :]
+    return f"{place}: {code[0]}" if code else place

@@ -1,0 +1,198 @@
+"""The partitioner: which part of an edge program Core ML takes, and what ExecuTorch must keep whole for it."""
+
+import copy
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+import coremltools as ct
+import torch
+from executorch.exir.backend.compile_spec_schema import CompileSpec
+from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, PartitionResult
+from executorch.exir.backend.utils import tag_constant_data, tag_mutated_buffer
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
+from torch.fx.passes.operator_support import create_op_support
+
+from partitioner.backend import CoreMLBackend
+from partitioner.compile_specs import LoweringOptions, ModelType, parse, with_mark
+from partitioner.errors import CompileSpecError, UnsupportedOpError
+from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
+from partitioner.support import Rejection, decide, refusal, rejections
+
+logger = logging.getLogger(__name__)
+
+# Kept whole they convert badly: triu and tril lose their edge overload, repeat_interleave becomes a slow loop.
+_ALWAYS_DECOMPOSED = frozenset(
+    {
+        torch.ops.aten.triu.default,
+        torch.ops.aten.tril.default,
+        torch.ops.aten.repeat_interleave.self_int,
+        torch.ops.aten.repeat_interleave.self_Tensor,
+    }
+)
+
+
+class CoreMLPartitioner(Partitioner):
+    """Hands the operations that Core ML can run to `CoreMLBackend`.
+
+    Args:
+        skip_ops_for_coreml_delegation: Lower-case names of operations to keep outside Core ML (``"aten.add.tensor"``).
+        compile_specs: What `CoreMLBackend.generate_compile_specs` returns. Without a deployment target the lowest
+            one that the program needs is used.
+        take_over_mutable_buffer: Mutable buffers become Core ML states (iOS18); else they are inputs and outputs.
+        lower_full_graph: Refuse the program unless Core ML takes all of it.
+        take_over_constant_data: Weights go into the Core ML model; else they are inputs.
+
+    Attributes:
+        rejections: What the last lowering kept outside Core ML, and why.
+
+    Raises:
+        CompileSpecError: Compile specs are unreadable, or arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        skip_ops_for_coreml_delegation: list[str] | None = None,
+        compile_specs: list[CompileSpec] | None = None,
+        take_over_mutable_buffer: bool | None = True,
+        lower_full_graph: bool = False,
+        take_over_constant_data: bool = True,
+    ) -> None:
+        super().__init__()
+        self.skip_ops_for_coreml_delegation = list(skip_ops_for_coreml_delegation or [])
+        self.compile_specs = list(compile_specs or [])
+        self.take_over_mutable_buffer = bool(take_over_mutable_buffer)
+        self.lower_full_graph = lower_full_graph
+        self.take_over_constant_data = take_over_constant_data
+        self.rejections: tuple[Rejection, ...] = ()
+        options = parse(self.compile_specs)
+        self._check_arguments(options)
+        target = options.minimum_deployment_target
+        self.delegation_spec = DelegationSpec(CoreMLBackend.__name__, with_mark(self.compile_specs, target))
+
+    def __repr__(self) -> str:
+        specs = ", ".join(f"{spec.key}={spec.value.decode(errors='replace')}" for spec in self.compile_specs)
+        return (
+            f"{type(self).__name__}(skip_ops_for_coreml_delegation={self.skip_ops_for_coreml_delegation}, "
+            f"compile_specs=[{specs}], take_over_mutable_buffer={self.take_over_mutable_buffer}, "
+            f"lower_full_graph={self.lower_full_graph}, take_over_constant_data={self.take_over_constant_data})"
+        )
+
+    def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
+        """Refuses, before any expensive work, a program that cannot be lowered as asked.
+
+        Returns:
+            The program, with its own tables of constants: delegation removes entries from them, and the caller may
+            want to lower the program again.
+
+        Raises:
+            DeploymentTargetError: The program needs a newer deployment target than the given one.
+            UnsupportedOpError: The program quantizes dynamically.
+        """
+        self.rejections = ()
+        self._target_for(exported_program)
+        program = copy.copy(exported_program)
+        program._state_dict = dict(exported_program.state_dict)
+        program._constants = dict(exported_program.constants)
+        return program
+
+    def ops_to_not_decompose(
+        self, ep: ExportedProgram
+    ) -> tuple[list[torch._ops.OpOverload], Callable[[Node], bool] | None]:
+        """Names the composite operations of the program that Core ML has as one operation."""
+        skipped = self._skipped
+        kept: dict[torch._ops.OpOverload, None] = {}
+        for node in ep.graph.nodes:
+            target = node.target
+            if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or target in kept:
+                continue
+            if target not in _ALWAYS_DECOMPOSED and not _is_view(target) and refusal(node, skipped) is None:
+                kept[target] = None
+        return list(kept), None
+
+    def partition(self, exported_program: ExportedProgram) -> PartitionResult:
+        """Tags the nodes that Core ML takes.
+
+        Raises:
+            DeploymentTargetError: The program needs a newer deployment target than the given one.
+            UnsupportedOpError: `lower_full_graph` is set and Core ML cannot take everything, or the program
+                quantizes dynamically.
+        """
+        target = self._target_for(exported_program)
+        decisions = decide(exported_program, self._skipped)
+        refused = rejections(decisions)
+        self.rejections += tuple(refused)
+        for rejection in refused:
+            logger.info("kept outside Core ML: %s", rejection)
+        if self.lower_full_graph and refused:
+            raise UnsupportedOpError(
+                "lower_full_graph=True, but Core ML does not take:\n  "
+                + "\n  ".join(map(str, refused))
+                + "\nUse lower_full_graph=False to run them outside Core ML, or rewrite the model without them"
+            )
+        spec = DelegationSpec(self.delegation_spec.backend_id, with_mark(self.compile_specs, target))
+        tags: dict[str, DelegationSpec] = {}
+        for index, nodes in enumerate(_group(exported_program, decisions)):
+            tags[f"tag{index}"] = spec
+            for node in nodes:
+                node.meta["delegation_tag"] = f"tag{index}"
+        if self.take_over_constant_data:
+            tag_constant_data(exported_program)
+        if self.take_over_mutable_buffer:
+            tag_mutated_buffer(exported_program)
+        return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
+
+    @property
+    def _skipped(self) -> frozenset[str]:
+        return frozenset(name.lower() for name in self.skip_ops_for_coreml_delegation)
+
+    def _check_arguments(self, options: LoweringOptions) -> None:
+        problems = []
+        if self.lower_full_graph:
+            if self.skip_ops_for_coreml_delegation:
+                problems.append("skip_ops_for_coreml_delegation must be empty when lower_full_graph=True")
+            if not self.take_over_constant_data:
+                problems.append("take_over_constant_data must be True when lower_full_graph=True")
+            if not self.take_over_mutable_buffer:
+                problems.append("take_over_mutable_buffer must be True when lower_full_graph=True")
+        elif options.enumerated_shapes is not None:
+            problems.append("lower_full_graph must be True when compile_specs enumerate shapes")
+        if options.model_type == ModelType.COMPILED_MODEL and sys.platform != "darwin":
+            problems.append(
+                "model_type COMPILED_MODEL needs macOS, whose Core ML compiles the model; "
+                "use CoreMLBackend.MODEL_TYPE.MODEL here and let the device compile it"
+            )
+        if problems:
+            raise CompileSpecError("; ".join(problems))
+
+    def _target_for(self, program: ExportedProgram) -> ct.target | None:
+        refuse_dynamic_quantization(program)
+        needs = find_requirements(program, self._skipped, self.take_over_mutable_buffer)
+        given = parse(self.compile_specs).minimum_deployment_target
+        if given is not None:
+            check_target(needs, given)
+            return given
+        lowest = lowest_target(needs)
+        if lowest is not None:
+            reasons = ", ".join(sorted({need.feature for need in needs if need.target == lowest}))
+            logger.info("deployment target %s selected, because the program has %s", lowest.name, reasons)
+        return lowest
+
+
+def _is_view(target: torch._ops.OpOverload) -> bool:
+    arguments = target._schema.arguments
+    alias = arguments[0].alias_info if arguments else None
+    return alias is not None and not alias.is_write
+
+
+def _group(program: ExportedProgram, decisions: dict[Node, str | None]) -> Sequence[Iterable[Node]]:
+    """Groups the taken nodes into partitions that can each run as one call."""
+    taken = [node for node, reason in decisions.items() if reason is None]
+    if len(taken) == len(decisions):
+        return [taken] if taken else []
+    support = create_op_support(lambda _modules, node: decisions.get(node, "outside") is None)
+    proposer = CapabilityBasedPartitioner(program.graph_module, support, allows_single_node_partition=True)
+    return [partition.nodes for partition in proposer.propose_partitions()]

@@ -1,0 +1,67 @@
+"""Runs Core ML Tools without output, and knows which operation it is working on.
+
+Core ML Tools keeps conversion state in globals and reports progress through `tqdm` on the standard error stream.
+"""
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from coremltools.converters.mil.frontend.torch import ops as _frontend
+from coremltools.converters.mil.mil.passes import pass_pipeline as _pipeline
+from coremltools.optimize.coreml import _quantization_passes as _compression
+
+# (module, name of its progress function)
+_PROGRESS = ((_frontend, "_tqdm"), (_pipeline, "tqdm"), (_compression, "tqdm"))
+
+_lock = threading.RLock()
+
+
+@dataclass
+class Position:
+    """Where a conversion is.
+
+    Attributes:
+        node: The frontend's node being converted, once there was one.
+        pass_name: The MIL pass being run, once there was one.
+    """
+
+    node: Any = None
+    pass_name: str | None = None
+
+    def restart(self) -> None:
+        """Forgets where the last conversion was."""
+        self.node = self.pass_name = None
+
+    def follow(self, items: Iterable[Any], *_args: Any, **_kwargs: Any) -> Iterator[Any]:
+        """Stands in for `tqdm`: passes the items on and notes each."""
+        for item in items:
+            if isinstance(item, str):
+                self.pass_name = item
+            elif hasattr(item, "kind"):
+                self.node = item
+            yield item
+
+
+@contextmanager
+def quiet_conversion() -> Iterator[Position]:
+    """Silences Core ML Tools while the block runs; one conversion at a time, since its state is global."""
+    position = Position()
+    logger = logging.getLogger("coremltools")
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logger.level
+        replaced = [(module, name, getattr(module, name)) for module, name in _PROGRESS]
+        logger.setLevel(logging.CRITICAL + 1)
+        for module, name, _ in replaced:
+            setattr(module, name, position.follow)
+        try:
+            yield position
+        finally:
+            for module, name, original in replaced:
+                setattr(module, name, original)
+            logger.setLevel(level)

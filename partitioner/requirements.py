@@ -1,0 +1,181 @@
+"""The deployment target that a program needs, known before any expensive work.
+
+Sources: Apple's "Guide to Core ML Tools", pages "Quantization Overview" and "Palettization Overview" (availability
+tables), and the opsets of the MIL operations ``quantize``, ``constexpr_blockwise_shift_scale`` and ``read_state``.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import coremltools as ct
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from partitioner.errors import DeploymentTargetError, UnsupportedOpError
+from partitioner.nodes import argument, op_name, source_line, tensor_of
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What one feature of a program asks of the device.
+
+    Attributes:
+        target: The oldest deployment target that has the feature.
+        feature: The feature in the user's words.
+        origin: The operation or input that uses it.
+    """
+
+    target: ct.target
+    feature: str
+    origin: str
+
+
+_Rule = Callable[[Node], tuple[ct.target, str] | None]
+
+_INT8_LEVELS = 255
+_SUB_BYTE_LEVELS = 15
+
+
+def _quantize(node: Node) -> tuple[ct.target, str]:
+    return ct.target.iOS17, "quantized activations"
+
+
+def _dequantize(minimum: int, maximum: int) -> _Rule:
+    """Arguments `minimum` and `maximum` hold the integer range."""
+
+    def rule(node: Node) -> tuple[ct.target, str] | None:
+        levels = argument(node, maximum, "quant_max", 127) - argument(node, minimum, "quant_min", -128)
+        if levels <= _SUB_BYTE_LEVELS:
+            return ct.target.iOS18, "weights of 4 bits or fewer"
+        return ct.target.iOS16, "quantized weights"
+
+    return rule
+
+
+def _dequantize_affine(node: Node) -> tuple[ct.target, str] | None:
+    found = _dequantize(5, 6)(node)
+    data = tensor_of(node.args[0])
+    blocks = argument(node, 1, "block_size")
+    if data is None or blocks is None:
+        return found
+    split = [(size, block) for size, block in zip(data.shape, blocks, strict=False) if size != block]
+    if len(split) > 1 or any(block != 1 for _, block in split):
+        return ct.target.iOS18, "weights quantized per block"
+    return found
+
+
+def _dequantize_codebook(node: Node) -> tuple[ct.target, str]:
+    return ct.target.iOS18, "weights in lookup tables"
+
+
+RULES: Mapping[str, _Rule] = MappingProxyType(
+    {
+        "quantized_decomposed.quantize_per_tensor.default": _quantize,
+        "quantized_decomposed.quantize_per_channel.default": _quantize,
+        "quantized_decomposed.dequantize_per_tensor.default": _dequantize(3, 4),
+        "quantized_decomposed.dequantize_per_channel.default": _dequantize(4, 5),
+        "torchao.dequantize_affine.default": _dequantize_affine,
+        "quant.dequantize_codebook.default": _dequantize_codebook,
+    }
+)
+
+# Operations that compute scales at run time, and the quantizers that take them.
+_DYNAMIC = ("choose_qparams", "_choose_qparams")
+
+
+def find_requirements(
+    program: ExportedProgram, skipped: Iterable[str] = (), take_over_buffers: bool = True
+) -> list[Requirement]:
+    """Lists what a program asks of the device beyond the oldest Core ML that runs ML programs.
+
+    Args:
+        program: An ATen or edge program.
+        skipped: Full lower-case names of operations that stay outside Core ML.
+        take_over_buffers: Whether mutable buffers become Core ML states.
+    """
+    names = set(skipped)
+    found = [*_io_requirements(program, take_over_buffers)]
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        name = op_name(node)
+        rule = RULES.get(name)
+        result = rule(node) if rule is not None and name.lower() not in names else None
+        if result is not None:
+            found.append(Requirement(*result, origin=name))
+    return found
+
+
+def _io_requirements(program: ExportedProgram, take_over_buffers: bool) -> Iterable[Requirement]:
+    signature = program.graph_signature
+    if take_over_buffers:
+        for buffer in signature.buffers_to_mutate.values():
+            yield Requirement(ct.target.iOS18, "mutable buffers as Core ML states", f"buffer {buffer!r}")
+    user_inputs = {spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT}
+    if not user_inputs:
+        yield Requirement(ct.target.iOS18, "a model without inputs", "the program")
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in user_inputs:
+            example = tensor_of(node)
+            if example is not None and example.dtype == torch.float16:
+                yield Requirement(ct.target.iOS16, "float16 inputs", f"input {node.name!r}")
+
+
+def lowest_target(requirements: Iterable[Requirement]) -> ct.target | None:
+    """The lowest deployment target that meets all requirements; None when the oldest does."""
+    return max((requirement.target for requirement in requirements), default=None)
+
+
+def check_target(requirements: Iterable[Requirement], target: ct.target) -> None:
+    """Refuses a deployment target that lacks what a program needs.
+
+    Raises:
+        DeploymentTargetError: Names every feature that is too new, who uses it, and the call that mends it.
+    """
+    missing = [requirement for requirement in requirements if requirement.target > target]
+    if not missing:
+        return
+    lines = [
+        f"  {feature} need{'' if feature.endswith('s') else 's'} {needed.name}: {origin} ({count}x)"
+        for (needed, feature, origin), count in Counter(
+            (item.target, item.feature, item.origin) for item in missing
+        ).items()
+    ]
+    needed = max(requirement.target for requirement in missing)
+    raise DeploymentTargetError(
+        f"the minimum deployment target {target.name} is too low for this program:\n"
+        + "\n".join(lines)
+        + "\nUse CoreMLPartitioner(compile_specs=CoreMLBackend.generate_compile_specs("
+        f"minimum_deployment_target=ct.target.{needed.name}))"
+    )
+
+
+def refuse_dynamic_quantization(program: ExportedProgram) -> None:
+    """Refuses scales that are computed at run time.
+
+    Raises:
+        UnsupportedOpError: Names every operation that computes them and its source line.
+    """
+    dynamic = [
+        node
+        for node in program.graph.nodes
+        if node.op == "call_function" and op_name(node).split(".")[1:2] and _is_dynamic(op_name(node))
+    ]
+    if not dynamic:
+        return
+    places = [
+        f"  {op_name(node)} ({source_line(node.meta.get('stack_trace')) or f'node {node.name!r}'})" for node in dynamic
+    ]
+    raise UnsupportedOpError(
+        "Core ML has no dynamic quantization, and this program computes scales at run time:\n"
+        + "\n".join(places)
+        + "\nUse static quantization: calibrate with sample inputs, and do not set is_dynamic=True in the quantizer"
+    )
+
+
+def _is_dynamic(name: str) -> bool:
+    return name.split(".")[1].startswith(_DYNAMIC)
