@@ -173,12 +173,23 @@ std::string describe(nb::python_error& error) {
   }
 }
 
+// The runtime's log line is cut at a fixed length and then decoded as UTF-8 by its Python bindings,
+// which end the process when that fails. Only ASCII survives being cut anywhere.
+std::string loggable(std::string message) {
+  for (char& c : message) {
+    const auto byte = static_cast<unsigned char>(c);
+    c = byte < 0x80 && (byte >= 0x20 || c == '\n') ? c : '?';
+  }
+  return message;
+}
+
 et::Error fail(const char* stage, const std::string& message, et::Error code) noexcept {
   try {
     last_error = message;
+    ET_LOG(Error, "%s: %s failed: %s", kBackendName, stage, loggable(message).c_str());
   } catch (...) {
+    // Out of memory; the error code still tells the caller.
   }
-  ET_LOG(Error, "%s: %s failed: %s", kBackendName, stage, message.c_str());
   return code;
 }
 
@@ -186,7 +197,7 @@ et::Error fail(const char* stage, const std::string& message, et::Error code) no
 template <typename Body>
 et::Error guarded(const char* stage, et::Error code, Body&& body) noexcept {
   if (!interpreter_usable()) {
-    return fail(stage, "the Python interpreter is shutting down", et::Error::InvalidState);
+    return et::Error::InvalidState;
   }
   nb::gil_scoped_acquire gil;
   try {

@@ -1,0 +1,211 @@
+"""Running whole `.pte` programs through ExecuTorch's runtime, with Core ML delegates executed on this machine."""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+
+from partitioner.errors import PartitionerError
+from partitioner.host import bridge
+from partitioner.host.errors import DelegateUnavailableError, ExecutionError, InputError, ProgramFormatError
+from partitioner.host.policy import STORAGE16, Policy, get_policy
+from partitioner.host.pte import COREML_BACKEND, Method, PteProgram, read_pte, read_pte_file
+from partitioner.host.runtime_inputs import DTYPES, Scalar, check_inputs
+
+_REINSTALL = (
+    "install a C++ compiler (for example `apt install g++`) and reinstall with "
+    "`pip install --force-reinstall --no-deps --no-cache-dir coreml-quantizer`"
+)
+
+
+class _Native(Protocol):
+    def register(self, opener: Any) -> bool: ...
+
+    def take_last_error(self) -> str: ...
+
+
+def enable(policy: str | Policy = STORAGE16) -> None:
+    """Register the backend "CoreMLBackend" in ExecuTorch's runtime of this process.
+
+    Afterwards ``executorch.runtime.Runtime`` loads and executes programs with Core ML delegates. Calling it again is
+    harmless and sets the policy for programs loaded from then on. On macOS ExecuTorch brings the real delegate: nothing
+    is registered, and the policy does not apply to it.
+
+    Args:
+        policy: Precision policy of delegates loaded from now on, see ``partitioner.host.policies``.
+
+    Raises:
+        DelegateUnavailableError: The native module was not built for this installation.
+        ValueError: The policy is unknown.
+    """
+    chosen = get_policy(policy)
+    if sys.platform == "darwin":
+        return
+    _register(_native())
+    bridge.set_default_policy(chosen)
+
+
+def run(
+    pte: bytes | bytearray | memoryview | str | os.PathLike[str],
+    *inputs: torch.Tensor | Scalar,
+    method: str = "forward",
+    policy: str | Policy = STORAGE16,
+) -> list[torch.Tensor]:
+    """Run one method of a `.pte` once, from fresh state, through ExecuTorch's runtime.
+
+    Where the native delegate was not built, a method that is a single Core ML delegate is executed in pure Python. That
+    is also done on macOS, so that the policy holds there.
+
+    Args:
+        pte: The program: its bytes, or the path of a file.
+        *inputs: One tensor for each input of the method, in order.
+        method: Name of the method.
+        policy: Precision policy, see ``partitioner.host.policies``.
+
+    Returns:
+        One tensor for each output of the method.
+
+    Raises:
+        ProgramFormatError: The program is missing, truncated, corrupt, or no `.pte`.
+        InputError: There is no such method, or the count, a shape or a dtype of the inputs is wrong.
+        DelegateUnavailableError: The program needs the native delegate, which was not built, or another backend.
+        UnsupportedMilOpError: The program uses operations that the host runtime does not define.
+        ExecutionError: Running failed.
+        ValueError: The policy is unknown.
+    """
+    chosen = get_policy(policy)
+    data = bytes(pte) if isinstance(pte, (bytes, bytearray, memoryview)) else read_pte_file(pte)
+    program = read_pte(data)
+    entry = _find_method(program, method)
+    values = check_inputs(entry, inputs)
+    try:
+        native = _native()
+    except DelegateUnavailableError as unavailable:
+        return _run_in_python(program, entry, values, chosen, unavailable)
+    _register(native)
+    with bridge.use_policy(chosen):
+        return _run_natively(native, data, entry, values)
+
+
+def _find_method(program: PteProgram, name: str) -> Method:
+    if name not in program.methods:
+        raise InputError(f"the program has no method {name!r}; pass method= one of {sorted(program.methods)}")
+    return program.methods[name]
+
+
+def _native() -> _Native:
+    if sys.platform == "darwin":
+        raise DelegateUnavailableError(
+            "the native host delegate is not built on macOS, where ExecuTorch brings the real one; "
+            "use executorch.runtime.Runtime to run this program on Core ML"
+        )
+    # First, because its shared runtime is then loaded and the delegate registers in that very copy.
+    import_module("executorch.runtime")
+    try:
+        native: Any = import_module("partitioner.host._delegate")
+    except ImportError as error:
+        reason = "was not built" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
+        raise DelegateUnavailableError(f"the native host delegate {reason}; {_REINSTALL}") from error
+    return native
+
+
+def _register(native: _Native) -> None:
+    if not native.register(bridge.open_delegate):
+        raise DelegateUnavailableError(
+            f"another library has registered {COREML_BACKEND!r} in this process; start a process without it"
+        )
+
+
+def _run_natively(
+    native: _Native, data: bytes, entry: Method, values: list[torch.Tensor | Scalar]
+) -> list[torch.Tensor]:
+    from executorch.runtime import Runtime
+
+    runtime = Runtime.get()
+    _check_available(runtime, entry)
+    bridge.take_error()
+    native.take_last_error()
+    try:
+        loaded = runtime.load_program(data).load_method(entry.name)
+    except RuntimeError as error:
+        raise _explained(
+            native, ProgramFormatError(f"ExecuTorch cannot load method {entry.name!r}: {error}")
+        ) from error
+    try:
+        outputs = loaded.execute(values)
+    except RuntimeError as error:
+        raise _explained(native, ExecutionError(f"method {entry.name!r} failed: {error}")) from error
+    return [torch.as_tensor(value) for value in outputs]
+
+
+def _check_available(runtime: Any, entry: Method) -> None:
+    backends = {delegate.backend for delegate in entry.delegates}
+    missing = sorted(backends - set(runtime.backend_registry.registered_backend_names))
+    if missing:
+        raise DelegateUnavailableError(
+            f"method {entry.name!r} needs the backends {missing}, which are not registered here"
+        )
+    kernels = runtime.operator_registry.operator_names
+    unknown = sorted(
+        {name for name in entry.operators if name.removesuffix(".default") not in kernels | {name}} - kernels
+    )
+    if unknown:
+        raise ExecutionError(
+            f"method {entry.name!r} calls operators that ExecuTorch has no kernel for here: {unknown}; "
+            "for quantized_decomposed import executorch.kernels.quantized first, else delegate them to Core ML"
+        )
+
+
+def _explained(native: _Native, fallback: PartitionerError) -> BaseException:
+    """The error behind a failure of the runtime: what the delegate raised, if it did."""
+    text = native.take_last_error()
+    error = bridge.take_error()
+    if isinstance(error, PartitionerError) or (error is not None and not isinstance(error, Exception)):
+        return error
+    if error is not None:
+        explained = ExecutionError(f"the Core ML delegate failed: {type(error).__name__}: {error}")
+        explained.__cause__ = error
+        return explained
+    return ExecutionError(f"the Core ML delegate failed: {text}") if text else fallback
+
+
+def _run_in_python(
+    program: PteProgram,
+    entry: Method,
+    values: list[torch.Tensor | Scalar],
+    policy: Policy,
+    unavailable: DelegateUnavailableError,
+) -> list[torch.Tensor]:
+    wiring = entry.wiring
+    if wiring is None or entry.delegates[0].backend != COREML_BACKEND:
+        raise DelegateUnavailableError(
+            f"method {entry.name!r} is more than one Core ML delegate and needs ExecuTorch's runtime: {unavailable}"
+        ) from unavailable
+    delegate = entry.delegates[0]
+    with bridge.use_policy(policy):
+        session = bridge.open_delegate(
+            bytes(delegate.data),
+            delegate.compile_specs,
+            entry.name,
+            lambda key: bytes(program.named_data[key]),
+        )
+    known: dict[int, Any] = dict(zip(wiring.inputs, values, strict=True))
+    arguments = wiring.arguments[: session.input_count]
+    if not known.keys() >= set(arguments):
+        raise DelegateUnavailableError(
+            f"method {entry.name!r} hands buffers of its own to the delegate and needs ExecuTorch's runtime: "
+            f"{unavailable}"
+        ) from unavailable
+    results = session.run([known[index] for index in arguments])
+    known.update(zip(wiring.arguments[session.input_count :], results, strict=True))
+    outputs = zip(wiring.outputs, entry.outputs, strict=True)
+    return [_declared(known[index], spec.scalar_type, spec.shape) for index, spec in outputs]
+
+
+def _declared(value: Any, scalar_type: int, shape: tuple[int, ...]) -> torch.Tensor:
+    tensor = torch.as_tensor(value)
+    if not shape and tensor.numel() == 1:
+        tensor = tensor.reshape(())
+    return tensor.to(DTYPES.get(scalar_type, tensor.dtype), copy=True)
