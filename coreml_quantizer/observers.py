@@ -32,7 +32,7 @@ class RangeObserver(ObserverBase):
 
     Attributes:
         tensor_name: Graph name of the observed tensor, for messages.
-        constant: True once a weight was observed: it cannot change, so later forwards cost nothing.
+        constant: True for the observer of a weight, which reads it once, when the scale is asked for.
         min_val: Running minimum, float32, shape `()` or `(channels,)`.
         max_val: Running maximum, same shape.
     """
@@ -51,9 +51,14 @@ class RangeObserver(ObserverBase):
         self.quant_max = spec.storage.quant_max
         self.ch_axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else -1
         self.tensor_name = self.UNNAMED
-        self.constant = False
+        self._weight: tuple[Tensor, ...] = ()
         self.register_buffer("min_val", torch.tensor(torch.inf))
         self.register_buffer("max_val", torch.tensor(-torch.inf))
+
+    @property
+    def constant(self) -> bool:
+        """Whether this observer watches a weight."""
+        return bool(self._weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Updates the range with `x` (any float dtype and shape) and returns `x` itself."""
@@ -61,10 +66,13 @@ class RangeObserver(ObserverBase):
             self._observe(x.detach())
         return x
 
-    def observe_constant(self, x: Tensor) -> None:
-        """Takes the range of a weight, once and for all."""
-        self._observe(x.detach())
-        self.constant = True
+    def watch_weight(self, weight: Tensor) -> None:
+        """Makes `weight` what this observer gets its range from, so that it needs no calibration sample.
+
+        A weight does not change while a model is calibrated: it is read once, at conversion.
+        """
+        # In a tuple, because torch.nn.Module would register a bare parameter as one of its own.
+        self._weight = (weight,)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Returns scale (float32) and zero point (int64), each of shape `(1,)` or `(channels,)`.
@@ -72,10 +80,18 @@ class RangeObserver(ObserverBase):
         Raises:
             CalibrationError: Nothing was observed, or not-a-number or infinite values were.
         """
+        for weight in self._weight:
+            self.reset()
+            self._observe(weight.detach())
         if not torch.isfinite(self.min_val).all() or not torch.isfinite(self.max_val).all():
             raise CalibrationError(self._why_no_range())
         scale, zero_point = choose_qparams(self.min_val, self.max_val, self.spec.storage, self.spec.scheme)
         return scale.reshape(-1), zero_point.reshape(-1)
+
+    def reset(self) -> None:
+        """Forgets everything observed."""
+        self.min_val = torch.full_like(self.min_val, torch.inf)
+        self.max_val = torch.full_like(self.max_val, -torch.inf)
 
     def _observe(self, x: Tensor) -> None:
         if x.numel() == 0:
@@ -122,6 +138,10 @@ class MovingAverageObserver(RangeObserver):
     def __init__(self, spec: TensorSpec, averaging_constant: float = 0.01, **fields: Any) -> None:
         super().__init__(spec, **fields)
         self.averaging_constant = averaging_constant
+        self.seen = False
+
+    def reset(self) -> None:
+        super().reset()
         self.seen = False
 
     def _update(self, low: Tensor, high: Tensor) -> None:

@@ -60,12 +60,12 @@ class CoreMLQuantizer(Quantizer):
     def prepare_obs_or_fq_callback(
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Place, torch.nn.Module]
     ) -> None:
-        """Takes the range of every weight, and inserts all observers; torchao calls this."""
+        """Ties the observers of weights to their weights, and inserts all observers; torchao calls this."""
         placement, self._placement = self._placement, None
         for place, observer in edge_or_node_to_obs_or_fq.items():
             if isinstance(observer, RangeObserver) and observer.tensor_name == RangeObserver.UNNAMED:
                 observer.tensor_name = (place if isinstance(place, Node) else place[0]).name
-        _observe_weights(model, edge_or_node_to_obs_or_fq, placement)
+        _watch_weights(model, edge_or_node_to_obs_or_fq, placement)
         insert_observers(model, edge_or_node_to_obs_or_fq)
         edge_or_node_to_obs_or_fq.clear()
 
@@ -76,10 +76,10 @@ class CoreMLQuantizer(Quantizer):
         return f"CoreMLQuantizer({self.config!r})"
 
 
-def _observe_weights(model: GraphModule, observers: dict[Place, torch.nn.Module], placement: Placement | None) -> None:
-    """Shows each weight to its observer now: it needs no calibration sample and costs nothing during calibration."""
+def _watch_weights(model: GraphModule, observers: dict[Place, torch.nn.Module], placement: Placement | None) -> None:
+    """Ties each weight to its observer: it needs no calibration sample and costs nothing during calibration."""
     for edge in placement.weights if placement is not None else ():
         observer = observers[edge]
         constant = edge[0]
         if isinstance(observer, RangeObserver) and not observer.constant and constant.op == "get_attr":
-            observer.observe_constant(attrgetter(str(constant.target))(model))
+            observer.watch_weight(attrgetter(str(constant.target))(model))

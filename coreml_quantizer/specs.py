@@ -6,8 +6,19 @@ from enum import Enum
 import torch
 
 
+
+class _Value:
+    """An immutable value: copying it would only cost time, and torchao copies the spec of every observer."""
+
+    def __copy__(self) -> "_Value":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "_Value":
+        return self
+
+
 @dataclass(frozen=True)
-class IntegerStorage:
+class IntegerStorage(_Value):
     """An integer format that Core ML stores.
 
     Attributes:
@@ -40,12 +51,12 @@ class Scheme(Enum):
 
 
 @dataclass(frozen=True)
-class PerTensor:
+class PerTensor(_Value):
     """One scale and zero point for the whole tensor."""
 
 
 @dataclass(frozen=True)
-class PerChannel:
+class PerChannel(_Value):
     """One scale and zero point for each index of `axis`."""
 
     axis: int = 0
@@ -55,7 +66,7 @@ Granularity = PerTensor | PerChannel
 
 
 @dataclass(frozen=True)
-class RangeEstimator:
+class RangeEstimator(_Value):
     """How calibration turns observed values into a range.
 
     Attributes:
@@ -68,7 +79,7 @@ class RangeEstimator:
 
 
 @dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(_Value):
     """How one tensor is quantized."""
 
     storage: IntegerStorage
@@ -88,7 +99,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class FixedSpec:
+class FixedSpec(_Value):
     """A tensor whose range is known from the operator that makes it, so that nothing is observed.
 
     `value = (quantized - zero_point) * scale`.
@@ -100,7 +111,7 @@ class FixedSpec:
 
 
 @dataclass(frozen=True)
-class OpSpec:
+class OpSpec(_Value):
     """How one operator is quantized; `None` leaves that side in floating point."""
 
     input: TensorSpec | None

@@ -33,6 +33,9 @@ RULES = (
             aten.detach,
             aten.dropout,
             aten.dropout_,
+            aten.upsample_nearest1d,
+            aten.upsample_nearest2d,
+            aten.upsample_nearest3d,
         )
     ),
     OpRule(aten.cat, Treatment.CONCATENATED, reason=_WHY, source=_SOURCE),
