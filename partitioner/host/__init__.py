@@ -1,0 +1,70 @@
+"""A runtime for Core ML programs on machines without Core ML.
+
+`load` reads a program and returns a `Program` with ``predict`` and ``run``; `run` and `enable` execute whole ``.pte``
+files through ExecuTorch's runtime. Precision is always a named policy, see `policies`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from partitioner.host.errors import DelegateUnavailableError as DelegateUnavailableError
+    from partitioner.host.errors import ExecutionError as ExecutionError
+    from partitioner.host.errors import HostError as HostError
+    from partitioner.host.errors import InputError as InputError
+    from partitioner.host.errors import ProgramFormatError as ProgramFormatError
+    from partitioner.host.errors import UnsupportedMilOpError as UnsupportedMilOpError
+    from partitioner.host.loading import Program as Program
+    from partitioner.host.loading import load as load
+    from partitioner.host.policy import Policy as Policy
+    from partitioner.host.policy import policies as policies
+    from partitioner.host.program import Opset as Opset
+    from partitioner.host.registry import register_op as register_op
+    from partitioner.host.runtime import enable as enable
+    from partitioner.host.runtime import run as run
+
+_SOURCES = {
+    "DelegateUnavailableError": "errors",
+    "ExecutionError": "errors",
+    "HostError": "errors",
+    "InputError": "errors",
+    "ProgramFormatError": "errors",
+    "UnsupportedMilOpError": "errors",
+    "Program": "loading",
+    "load": "loading",
+    "Policy": "policy",
+    "policies": "policy",
+    "Opset": "program",
+    "register_op": "registry",
+    "enable": "runtime",
+    "run": "runtime",
+}
+
+__all__ = [
+    "DelegateUnavailableError",
+    "ExecutionError",
+    "HostError",
+    "InputError",
+    "Opset",
+    "Policy",
+    "Program",
+    "ProgramFormatError",
+    "UnsupportedMilOpError",
+    "enable",
+    "load",
+    "policies",
+    "register_op",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SOURCES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_SOURCES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,138 @@
+"""Values that cross the boundary of a program: checking inputs, typing outputs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from partitioner.host.dtypes import DType
+from partitioner.host.errors import InputError
+from partitioner.host.policy import Policy
+from partitioner.host.program import Feature
+
+# What a declared type accepts. An integer type accepts wider integers when the values fit.
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_names(features: Sequence[Feature], given: Mapping[str, Any]) -> None:
+    """Check that every required input is given and none is unknown.
+
+    Raises:
+        InputError: Names are missing or unknown; all of them are listed.
+    """
+    known = {feature.name for feature in features}
+    missing = sorted(feature.name for feature in features if not feature.optional and feature.name not in given)
+    unknown = sorted(given.keys() - known)
+    problems = [f"missing {missing}"] * bool(missing) + [f"unknown {unknown}"] * bool(unknown)
+    if problems:
+        raise InputError(f"inputs {' and '.join(problems)}; the program takes {sorted(known)}")
+
+
+def check_count(features: Sequence[Feature], given: Sequence[Any]) -> None:
+    """Check the number of positional inputs.
+
+    Raises:
+        InputError: There are too few or too many.
+    """
+    if len(given) != len(features):
+        names = [feature.name for feature in features]
+        raise InputError(f"got {len(given)} inputs, expected {len(features)} in the order {names}")
+
+
+def to_program(feature: Feature, given: Any, policy: Policy) -> torch.Tensor:
+    """Check an input and bring it to the type in which programs compute.
+
+    Args:
+        feature: The input's declaration.
+        given: A torch tensor, numpy array or scalar.
+        policy: Precision policy.
+
+    Raises:
+        InputError: The shape or data type is not the declared one.
+    """
+    tensor = _as_tensor(feature, given)
+    tensor = _checked_shape(feature, tensor)
+    if feature.dtype is None:
+        return tensor
+    tensor = _checked_dtype(feature, tensor, feature.dtype)
+    rounding = policy.rounding(feature.dtype)
+    if rounding is None or tensor.dtype == feature.dtype.storage:
+        return tensor.to(feature.dtype.compute)
+    return rounding(tensor.to(feature.dtype.compute))
+
+
+def default_input(feature: Feature) -> torch.Tensor:
+    """The value of an optional input that was left out."""
+    if feature.dtype is None or feature.shape is None or any(size is None for size in feature.shape):
+        raise InputError(f"input {feature.name!r} was left out and has no default: its shape is flexible")
+    shape = tuple(size for size in feature.shape if size is not None)
+    return torch.full(shape, feature.default, dtype=feature.dtype.compute)
+
+
+def to_caller(feature: Feature, value: Any, owned: frozenset[int]) -> Any:
+    """Bring an output to its declared type.
+
+    Args:
+        feature: The output's declaration.
+        value: The value that the program produced.
+        owned: Storage addresses that callers must not get hold of; an output that shares one is copied.
+    """
+    if not isinstance(value, torch.Tensor):
+        return value
+    if feature.dtype is not None:
+        value = value.to(feature.dtype.storage)
+    if value.numel() and value.untyped_storage().data_ptr() in owned:
+        return value.clone()
+    return value.contiguous()
+
+
+def storage_addresses(values: Sequence[Any]) -> frozenset[int]:
+    """Addresses of the storages behind the tensors among ``values``."""
+    return frozenset(value.untyped_storage().data_ptr() for value in values if isinstance(value, torch.Tensor))
+
+
+def _as_tensor(feature: Feature, given: Any) -> torch.Tensor:
+    if isinstance(given, torch.Tensor):
+        return given.detach()
+    try:
+        array = np.ascontiguousarray(given) if np.ndim(given) else np.asarray(given)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except (TypeError, ValueError) as error:
+        raise InputError(f"input {feature.name!r}: cannot read a {type(given).__name__} as a tensor: {error}") from None
+
+
+def _checked_shape(feature: Feature, tensor: torch.Tensor) -> torch.Tensor:
+    shape = tuple(tensor.shape)
+    expected = feature.shape
+    if feature.shapes and shape not in feature.shapes:
+        raise InputError(f"input {feature.name!r}: got shape {shape}, expected one of {list(feature.shapes)}")
+    if expected is None:
+        return tensor
+    # Core ML has no rank-0 arrays: a scalar travels as one element.
+    if len(expected) <= 1 and len(shape) <= 1 and math.prod(shape) == 1 and expected in ((), (1,)):
+        return tensor.reshape(expected)
+    if len(shape) != len(expected) or any(
+        want is not None and got != want for got, want in zip(shape, expected, strict=True)
+    ):
+        text = ", ".join("any" if size is None else str(size) for size in expected)
+        raise InputError(f"input {feature.name!r}: got shape {shape}, expected ({text})")
+    return tensor
+
+
+def _checked_dtype(feature: Feature, tensor: torch.Tensor, dtype: DType) -> torch.Tensor:
+    if dtype.is_float:
+        accepted: tuple[torch.dtype, ...] = (*_FLOATS, *_INTEGERS, torch.bool)
+    else:
+        accepted = (*_INTEGERS, torch.bool)
+    if tensor.dtype not in accepted:
+        raise InputError(f"input {feature.name!r}: got {tensor.dtype}, expected {dtype.name} or what converts to it")
+    if dtype.is_float or tensor.dtype in (dtype.compute, torch.bool) or not tensor.numel():
+        return tensor
+    low, high = int(tensor.min()), int(tensor.max())
+    limits = torch.iinfo(dtype.compute)
+    if low < limits.min or high > limits.max:
+        raise InputError(f"input {feature.name!r}: values {low}..{high} do not fit the declared type {dtype.name}")
+    return tensor

@@ -1,0 +1,41 @@
+"""Errors of the host runtime. Every one derives from `HostError`."""
+
+from collections.abc import Iterable
+
+from partitioner.errors import PartitionerError
+
+
+class HostError(PartitionerError):
+    """Base of every error that the host runtime raises on purpose."""
+
+
+class ProgramFormatError(HostError):
+    """A program is unreadable: truncated, corrupt, of another kind, or it points outside its package."""
+
+
+class UnsupportedMilOpError(HostError):
+    """A program uses operations that this runtime does not define.
+
+    Attributes:
+        missing: The missing operations as ``"type (opset)"``, sorted, each once.
+    """
+
+    def __init__(self, missing: Iterable[str]) -> None:
+        self.missing = tuple(sorted(set(missing)))
+        names = ", ".join(self.missing)
+        super().__init__(
+            f"the program uses {len(self.missing)} operation(s) that the host runtime does not define: {names}; "
+            "define them with partitioner.host.register_op before loading"
+        )
+
+
+class InputError(HostError):
+    """An input is missing, unknown, or has the wrong shape or data type."""
+
+
+class ExecutionError(HostError):
+    """An operation failed while a program was running."""
+
+
+class DelegateUnavailableError(HostError):
+    """The native delegate is needed and was not built for this installation."""

@@ -1,0 +1,96 @@
+"""The interface of a model: what callers give and get."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from partitioner.host.dtypes import BY_NAME, DType
+from partitioner.host.errors import ProgramFormatError
+from partitioner.host.program import Feature
+from partitioner.host.value_types import StateType, TensorType, ValueType
+
+# `ArrayFeatureType.ArrayDataType` and `ImageFeatureType.ColorSpace` in FeatureTypes.proto.
+_ARRAY_DTYPES = {65568: "fp32", 65600: "fp64", 131104: "int32", 131080: "int8", 65552: "fp16"}
+_COLOR_SPACES = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
+_SIMPLE_KINDS = {
+    "int64Type": "int64",
+    "doubleType": "double",
+    "stringType": "string",
+    "dictionaryType": "dictionary",
+    "sequenceType": "sequence",
+}
+
+
+def read_features(messages: Iterable[Any], where: str, types: Mapping[str, ValueType]) -> tuple[Feature, ...]:
+    """Read ``FeatureDescription`` messages.
+
+    Args:
+        messages: The messages, in the description's order.
+        where: What they describe, for messages.
+        types: Types of the program's values by name.
+
+    Raises:
+        ProgramFormatError: A feature is unknown to the program, of an unknown kind or data type, or given twice.
+    """
+    features: dict[str, Feature] = {}
+    for message in messages:
+        if message.name in features:
+            raise ProgramFormatError(f"{where}: {message.name!r} is described twice")
+        if message.name not in types:
+            raise ProgramFormatError(f"{where}: {message.name!r} is described but not in the program")
+        features[message.name] = _read_feature(message, where, types[message.name])
+    return tuple(features.values())
+
+
+def _read_feature(message: Any, where: str, declared: ValueType) -> Feature:
+    kind = message.type.WhichOneof("Type")
+    place = f"{where}: {message.name!r}"
+    if kind in _SIMPLE_KINDS:
+        return Feature(message.name, _SIMPLE_KINDS[kind], None, None, optional=message.type.isOptional)
+    if kind not in _ARRAY_READERS:
+        raise ProgramFormatError(f"{place}: unknown kind {kind}")
+    return _ARRAY_READERS[kind](message, place, declared)
+
+
+def _read_array(message: Any, place: str, declared: ValueType) -> Feature:
+    array = message.type.multiArrayType
+    shape = declared.shape if isinstance(declared, TensorType) else None
+    enumerated = tuple(tuple(int(size) for size in entry.shape) for entry in array.enumeratedShapes.shapes)
+    default = array.WhichOneof("defaultOptionalValue")
+    return Feature(
+        message.name,
+        "tensor",
+        _array_dtype(array.dataType, place),
+        shape,
+        shapes=enumerated,
+        optional=message.type.isOptional,
+        default=float(getattr(array, default)) if default else 0.0,
+    )
+
+
+def _read_image(message: Any, place: str, declared: ValueType) -> Feature:
+    image = message.type.imageType
+    if image.colorSpace not in _COLOR_SPACES:
+        raise ProgramFormatError(f"{place}: unknown color space {image.colorSpace}")
+    if not isinstance(declared, TensorType):
+        raise ProgramFormatError(f"{place}: an image needs a tensor, the program has {declared}")
+    color = _COLOR_SPACES[image.colorSpace]
+    return Feature(message.name, "image", declared.dtype, declared.shape, color=color)
+
+
+def _read_state(message: Any, place: str, declared: ValueType) -> Feature:
+    if not isinstance(declared, StateType):
+        raise ProgramFormatError(f"{place}: described as a state, the program has {declared}")
+    return Feature(message.name, "state", declared.wrapped.dtype, declared.wrapped.shape)
+
+
+_ARRAY_READERS: dict[str | None, Callable[[Any, str, ValueType], Feature]] = {
+    "multiArrayType": _read_array,
+    "imageType": _read_image,
+    "stateType": _read_state,
+}
+
+
+def _array_dtype(code: int, place: str) -> DType:
+    if code not in _ARRAY_DTYPES:
+        raise ProgramFormatError(f"{place}: unknown array data type {code}")
+    return BY_NAME[_ARRAY_DTYPES[code]]

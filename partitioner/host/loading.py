@@ -1,0 +1,210 @@
+"""Loading programs and calling them."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+import partitioner.host.ops  # noqa: F401  (registers the operations)
+from partitioner.host.boundary import (
+    check_count,
+    check_names,
+    default_input,
+    storage_addresses,
+    to_caller,
+    to_program,
+)
+from partitioner.host.errors import InputError
+from partitioner.host.executor import run_plan
+from partitioner.host.images import from_image, to_image
+from partitioner.host.opening import Source, open_program
+from partitioner.host.plan import Plan, check_supported, make_plan
+from partitioner.host.policy import STORAGE16, Policy, get_policy
+from partitioner.host.program import Feature, Function, MilProgram
+from partitioner.host.registry import State
+
+States: TypeAlias = dict[str, State]
+
+
+def load(source: Source, *, policy: str | Policy = STORAGE16) -> "Program":
+    """Load a Core ML program for execution on this machine.
+
+    Args:
+        source: A ``.pte`` program with one Core ML delegate (bytes or path), a delegate blob (bytes or path), the path
+            of an ``.mlpackage`` directory, or a coremltools ``MLModel`` that holds an ML Program.
+        policy: Precision policy: ``"storage16"`` or ``"float32"``, or a `Policy`.
+
+    Raises:
+        ProgramFormatError: The source is unreadable or no ML Program.
+        UnsupportedMilOpError: The program uses operations that have no definition here.
+        ValueError: The policy is unknown.
+    """
+    return Program(open_program(source), get_policy(policy))
+
+
+class Program:
+    """A loaded program.
+
+    A function is planned when it first runs: constants are decoded then, and shared by all later runs. Runs are safe
+    from several threads; a state must not be used by two runs at a time.
+    """
+
+    def __init__(self, program: MilProgram, policy: Policy = STORAGE16) -> None:
+        """Wrap a parsed program.
+
+        Args:
+            program: The program.
+            policy: Precision policy.
+
+        Raises:
+            UnsupportedMilOpError: The program uses operations that have no definition.
+        """
+        check_supported(program.functions.values())
+        self._program = program
+        self._policy = policy
+        self._plans: dict[str, Plan] = {}
+        self._constants: dict[str, frozenset[int]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def policy(self) -> Policy:
+        """The precision policy under which it runs."""
+        return self._policy
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Names of its functions, the default one first."""
+        default = self._program.default_function
+        return (default, *(name for name in self._program.functions if name != default))
+
+    @property
+    def inputs(self) -> tuple[Feature, ...]:
+        """Inputs of the default function, in positional order."""
+        return self._function(None).inputs
+
+    @property
+    def outputs(self) -> tuple[Feature, ...]:
+        """Outputs of the default function, in positional order."""
+        return self._function(None).outputs
+
+    @property
+    def mil(self) -> MilProgram:
+        """The program as data."""
+        return self._program
+
+    def make_state(self, function: str | None = None) -> States:
+        """Fresh states, filled with zeros, for the functions that read and write them.
+
+        Args:
+            function: Function whose states to make; the default one when None.
+
+        Raises:
+            ValueError: There is no such function.
+        """
+        return {feature.name: State(default_input(feature)) for feature in self._function(function).states}
+
+    def predict(
+        self, data: Mapping[str, Any], state: States | None = None, function: str | None = None
+    ) -> dict[str, Any]:
+        """Run with named numpy arrays, as ``MLModel.predict`` does.
+
+        Args:
+            data: Input name -> array (or PIL image where the input is an image).
+            state: What `make_state` returned, written in place; needed when the program has states.
+            function: Function to run; the default one when None.
+
+        Returns:
+            Output name -> array of the declared type; a PIL image, string or dictionary where the output is one.
+
+        Raises:
+            InputError: An input is missing, unknown, or of the wrong shape or type.
+            ExecutionError: An operation failed.
+        """
+        chosen = self._function(function)
+        check_names(chosen.inputs, data)
+        given = {
+            feature.name: from_image(feature, data[feature.name]) if feature.kind == "image" else data[feature.name]
+            for feature in chosen.inputs
+            if feature.name in data
+        }
+        outputs = self._run(chosen, given, state)
+        return {feature.name: _to_numpy(feature, value) for feature, value in zip(chosen.outputs, outputs, strict=True)}
+
+    def run(
+        self, inputs: Sequence[torch.Tensor], state: States | None = None, function: str | None = None
+    ) -> list[torch.Tensor]:
+        """Run with tensors by position.
+
+        Args:
+            inputs: Tensors in the order of ``inputs``.
+            state: What `make_state` returned, written in place; needed when the program has states.
+            function: Function to run; the default one when None.
+
+        Returns:
+            Tensors in the order of ``outputs``, of the declared types.
+
+        Raises:
+            InputError: The number of inputs, a shape or a type is wrong.
+            ExecutionError: An operation failed.
+        """
+        chosen = self._function(function)
+        check_count(chosen.inputs, inputs)
+        return self._run(
+            chosen, {feature.name: value for feature, value in zip(chosen.inputs, inputs, strict=True)}, state
+        )
+
+    def _run(self, function: Function, given: Mapping[str, Any], state: States | None) -> list[Any]:
+        plan = self._plan(function)
+        values: dict[str, Any] = {
+            feature.name: to_program(feature, given[feature.name], self._policy)
+            if feature.name in given
+            else default_input(feature)
+            for feature in function.inputs
+        }
+        states = _checked_states(function, state)
+        produced = run_plan(plan, {**values, **states})
+        kept = [*given.values(), *values.values(), *(held.value for held in states.values())]
+        owned = storage_addresses(kept) | self._constants[function.name]
+        return [to_caller(feature, produced[feature.name], owned) for feature in function.outputs]
+
+    def _plan(self, function: Function) -> Plan:
+        plan = self._plans.get(function.name)
+        if plan is None:
+            with self._lock:
+                plan = self._plans.get(function.name)
+                if plan is None:
+                    plan = make_plan(function, self._policy)
+                    self._constants[function.name] = storage_addresses(plan.template)
+                    self._plans[function.name] = plan
+        return plan
+
+    def _function(self, name: str | None) -> Function:
+        chosen = self._program.default_function if name is None else name
+        if chosen not in self._program.functions:
+            raise ValueError(f"the program has no function {chosen!r}; it has {list(self.functions)}")
+        return self._program.functions[chosen]
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(feature.name for feature in self.inputs)
+        outputs = ", ".join(feature.name for feature in self.outputs)
+        return f"Program({', '.join(self.functions)}: ({inputs}) -> ({outputs}), policy {self._policy.name})"
+
+
+def _checked_states(function: Function, state: States | None) -> States:
+    names = [feature.name for feature in function.states]
+    if not names:
+        return {}
+    if state is None or set(state) != set(names):
+        given = "none" if state is None else sorted(state)
+        raise InputError(f"function {function.name!r} needs the states {names}, got {given}; pass make_state()")
+    return state
+
+
+def _to_numpy(feature: Feature, value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    if feature.kind == "image":
+        return to_image(feature, value)
+    return np.asarray(value.numpy())

@@ -1,0 +1,142 @@
+"""Opening what users have in hand: a ``.pte``, a delegate blob, a package directory, or an ``MLModel``."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from partitioner.blob import read_blob
+from partitioner.errors import BlobError
+from partitioner.host.errors import ProgramFormatError
+from partitioner.host.parsing import parse_model
+from partitioner.host.program import Feature, Function, MilProgram
+from partitioner.host.sources import ModelSource, directory_reader, folder_source, mapping_reader, package_source
+
+Source: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str] | Any"
+
+_PACKAGE_PREFIX = "model.mlpackage/"
+_COMPILED_PREFIX = "model.mlmodelc/"
+_REFERENCE_MAGIC = b"CMJR"
+_PTE_MAGIC = b"ET"
+
+
+def open_program(source: Source) -> MilProgram:
+    """Read a program from any source that `partitioner.host.load` takes.
+
+    Raises:
+        ProgramFormatError: The source is unreadable or no ML Program.
+        TypeError: The source is of another kind.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_bytes(memoryview(source))
+    if isinstance(source, (str, os.PathLike)):
+        return _from_path(Path(source))
+    if hasattr(source, "get_spec") and hasattr(source, "weights_dir"):
+        folder = Path(source.weights_dir) if source.weights_dir else None
+        return _parse(folder_source(source.get_spec(), folder))
+    raise TypeError(f"cannot load a {type(source).__name__}; give .pte or blob bytes, a path, or an MLModel")
+
+
+def _from_path(path: Path) -> MilProgram:
+    if path.is_dir():
+        return _parse(package_source(directory_reader(path)))
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ProgramFormatError(f"cannot read {path}: {error.strerror}") from None
+    return _from_bytes(memoryview(data))
+
+
+def _from_bytes(data: memoryview) -> MilProgram:
+    if bytes(data[4:6]) == _PTE_MAGIC:
+        return _from_pte(bytes(data))
+    return _from_blob(data, {})
+
+
+def _from_pte(data: bytes) -> MilProgram:
+    from partitioner.host.pte import delegate_blobs
+
+    blobs = list(delegate_blobs(data))
+    if len(blobs) != 1:
+        raise ProgramFormatError(
+            f"the .pte holds {len(blobs)} Core ML delegates; only a program with exactly one can be loaded this way, "
+            "use partitioner.host.run for the others"
+        )
+    blob, named_data = blobs[0]
+    return _from_blob(memoryview(blob), named_data)
+
+
+def _from_blob(data: memoryview, named_data: Mapping[str, Any]) -> MilProgram:
+    function: str | None = None
+    if bytes(data[:4]) == _REFERENCE_MAGIC:
+        data, function = _follow_reference(data, named_data)
+    try:
+        files = read_blob(data)
+    except BlobError as error:
+        raise ProgramFormatError(f"not a .pte program, and not a delegate blob: {error}") from None
+    if not any(path.startswith(_PACKAGE_PREFIX) for path in files):
+        compiled = any(path.startswith(_COMPILED_PREFIX) for path in files)
+        hint = "it holds a compiled model, which only macOS can run" if compiled else f"it holds {list(files)}"
+        raise ProgramFormatError(f"the delegate blob has no {_PACKAGE_PREFIX[:-1]}: {hint}")
+    program = _parse(package_source(mapping_reader(files, _PACKAGE_PREFIX)))
+    return _with_metadata(program, files, function)
+
+
+def _follow_reference(data: memoryview, named_data: Mapping[str, Any]) -> tuple[memoryview, str | None]:
+    """A blob that is only a key into the program's named data, as multi-function programs have."""
+    reference = _read_json(data[4:], "the delegate's reference to named data")
+    key = reference.get("key")
+    if not isinstance(key, str) or key not in named_data:
+        raise ProgramFormatError(f"the delegate refers to named data {key!r}; the program has {sorted(named_data)}")
+    return memoryview(named_data[key]), reference.get("functionName")
+
+
+def _with_metadata(program: MilProgram, files: Mapping[str, memoryview], function: str | None) -> MilProgram:
+    """Put inputs and outputs in the order that the blob's metadata gives."""
+    if "metadata.json" not in files:
+        raise ProgramFormatError("the delegate blob has no metadata.json")
+    metadata = _read_json(files["metadata.json"], "metadata.json")
+    per_method = metadata.get("methods", {})
+    functions = {name: _reordered(entry, per_method.get(name, metadata)) for name, entry in program.functions.items()}
+    default = function or program.default_function
+    if default not in functions:
+        raise ProgramFormatError(f"the delegate names the function {default!r}; the model has {sorted(functions)}")
+    return MilProgram(functions, default)
+
+
+def _reordered(function: Function, metadata: Mapping[str, Any]) -> Function:
+    states = {feature.name for feature in function.states}
+    inputs = [name for name in metadata.get("inputNames", _names(function.inputs)) if name not in states]
+    outputs = metadata.get("outputNames", _names(function.outputs))
+    return replace(
+        function,
+        inputs=_select(function.inputs, inputs, "inputNames"),
+        outputs=_select(function.outputs, outputs, "outputNames"),
+    )
+
+
+def _names(features: Sequence[Feature]) -> list[str]:
+    return [feature.name for feature in features]
+
+
+def _select(features: Sequence[Feature], names: Sequence[str], field: str) -> tuple[Feature, ...]:
+    by_name = {feature.name: feature for feature in features}
+    if not isinstance(names, list) or any(not isinstance(name, str) or name not in by_name for name in names):
+        raise ProgramFormatError(f"metadata.json: {field} {names} do not match the model's {sorted(by_name)}")
+    return tuple(by_name[name] for name in names)
+
+
+def _read_json(data: memoryview, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise ProgramFormatError(f"{what} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ProgramFormatError(f"{what} is not a JSON object")
+    return content
+
+
+def _parse(source: ModelSource) -> MilProgram:
+    return parse_model(source.model, source.open_weights)

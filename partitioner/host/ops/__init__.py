@@ -1,0 +1,25 @@
+"""Definitions of the MIL operations, one module a family. Importing this package registers them all."""
+
+from importlib import import_module
+
+_FAMILIES = (
+    "activation",
+    "constexpr",
+    "conv",
+    "elementwise_binary",
+    "elementwise_unary",
+    "linear",
+    "normalization",
+    "pool",
+    "quantize",
+    "reduction",
+    "scatter_gather",
+    "space",
+    "states",
+    "tensor_operation",
+    "tensor_slicing",
+    "tensor_transformation",
+)
+
+for _family in _FAMILIES:
+    import_module(f"{__name__}.{_family}")

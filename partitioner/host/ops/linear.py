@@ -1,0 +1,36 @@
+"""Matrix products and attention."""
+
+import torch
+import torch.nn.functional as F
+
+from partitioner.host.program import Opset
+from partitioner.host.registry import Tensors, register_op
+
+
+@register_op("linear")
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """X @ weight.T + bias, with a weight of (outputs, inputs)."""
+    return F.linear(x, weight, bias)
+
+
+@register_op("matmul")
+def matmul(x: torch.Tensor, y: torch.Tensor, transpose_x: bool = False, transpose_y: bool = False) -> torch.Tensor:
+    """Matrix product with broadcast leading dimensions; vectors are promoted as in numpy."""
+    left = x.transpose(-1, -2) if transpose_x and x.ndim > 1 else x
+    right = y.transpose(-1, -2) if transpose_y and y.ndim > 1 else y
+    common = torch.promote_types(left.dtype, right.dtype)
+    return torch.matmul(left.to(common), right.to(common))
+
+
+@register_op("einsum")
+def einsum(values: Tensors, equation: str) -> torch.Tensor:
+    """Einstein summation."""
+    return torch.einsum(equation, *values)
+
+
+@register_op("scaled_dot_product_attention", since=Opset.IOS18)
+def scaled_dot_product_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """softmax(query @ key.T / sqrt(E) + mask) @ value; a bool mask lets through where it is true."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask)

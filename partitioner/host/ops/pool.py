@@ -1,0 +1,80 @@
+"""Pools."""
+
+import torch
+import torch.nn.functional as F
+
+from partitioner.host.ops.windows import Pads, is_symmetric, resolve_pads, torch_padding
+from partitioner.host.registry import Ints, register_op
+
+_AVG = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+@register_op("max_pool", exact=True)
+def max_pool(
+    x: torch.Tensor,
+    kernel_sizes: Ints,
+    pad_type: str = "valid",
+    strides: Ints | None = None,
+    pad: Ints | None = None,
+    ceil_mode: bool = False,
+) -> torch.Tensor:
+    """Largest element of each window; padding never wins."""
+    spatial = x.ndim - 2
+    strides = strides or (1,) * spatial
+    pads = resolve_pads(pad_type, pad, x.shape[2:], kernel_sizes, strides)
+    if _torch_pads(pads, kernel_sizes):
+        padding = tuple(before for before, _ in pads)
+    else:
+        x, padding = F.pad(x, torch_padding(pads), value=-torch.inf), (0,) * spatial
+    return _MAX[spatial](x, kernel_sizes, strides, padding, 1, ceil_mode)
+
+
+@register_op("avg_pool")
+def avg_pool(
+    x: torch.Tensor,
+    kernel_sizes: Ints,
+    pad_type: str = "valid",
+    strides: Ints | None = None,
+    pad: Ints | None = None,
+    ceil_mode: bool = False,
+    exclude_padding_from_average: bool = False,
+) -> torch.Tensor:
+    """Mean of each window; padding counts as zeros unless it is excluded."""
+    spatial = x.ndim - 2
+    strides = strides or (1,) * spatial
+    pads = resolve_pads(pad_type, pad, x.shape[2:], kernel_sizes, strides)
+    if _torch_pads(pads, kernel_sizes):
+        padding = tuple(before for before, _ in pads)
+        return _AVG[spatial](x, kernel_sizes, strides, padding, ceil_mode, not exclude_padding_from_average)
+    padded = F.pad(x, torch_padding(pads))
+    result = _AVG[spatial](padded, kernel_sizes, strides, 0, ceil_mode)
+    if not exclude_padding_from_average:
+        return result
+    inside = F.pad(torch.ones_like(x[:1, :1]), torch_padding(pads))
+    return result / _AVG[spatial](inside, kernel_sizes, strides, 0, ceil_mode)
+
+
+@register_op("l2_pool")
+def l2_pool(
+    x: torch.Tensor,
+    kernel_sizes: Ints,
+    pad_type: str = "valid",
+    strides: Ints | None = None,
+    pad: Ints | None = None,
+    ceil_mode: bool = False,
+) -> torch.Tensor:
+    """Root of the sum of squares of each window."""
+    spatial = x.ndim - 2
+    strides = strides or (1,) * spatial
+    pads = resolve_pads(pad_type, pad, x.shape[2:], kernel_sizes, strides)
+    padded = F.pad(x.square(), torch_padding(pads))
+    if spatial == 1:
+        means = F.avg_pool2d(padded[:, :, None], (1, *kernel_sizes), (1, *strides), 0, ceil_mode, divisor_override=1)
+        return means[:, :, 0].sqrt()
+    return F.avg_pool2d(padded, kernel_sizes, strides, 0, ceil_mode, divisor_override=1).sqrt()
+
+
+def _torch_pads(pads: Pads, kernel_sizes: Ints) -> bool:
+    """Whether torch's own padding does it: symmetric, and at most half a window."""
+    return is_symmetric(pads) and all(2 * before <= size for (before, _), size in zip(pads, kernel_sizes, strict=True))

@@ -1,0 +1,46 @@
+"""Quantization of activations."""
+
+import torch
+
+from partitioner.host.dtypes import BY_NAME
+from partitioner.host.program import Opset
+from partitioner.host.registry import register_op
+
+
+@register_op("quantize", since=Opset.IOS17, exact=True)
+def quantize(
+    input: torch.Tensor,
+    scale: torch.Tensor,
+    output_dtype: str,
+    zero_point: torch.Tensor | None = None,
+    axis: int | None = None,
+) -> torch.Tensor:
+    """clamp(round(input / scale) + zero_point) to the range of the output type; ties round to even."""
+    dtype = BY_NAME[output_dtype].compute
+    limits = torch.iinfo(dtype)
+    levels = torch.div(input, _along(scale, input, axis)).round_()
+    if zero_point is not None:
+        levels = levels.add_(_along(zero_point, input, axis))
+    return levels.clamp_(limits.min, limits.max).to(dtype)
+
+
+@register_op("dequantize", since=Opset.IOS17)
+def dequantize(
+    input: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None = None,
+    axis: int | None = None,
+) -> torch.Tensor:
+    """Scale * (input - zero_point)."""
+    values = input.to(scale.dtype)
+    if zero_point is not None:
+        values = values.sub_(_along(zero_point, input, axis))
+    return values.mul_(_along(scale, input, axis))
+
+
+def _along(parameter: torch.Tensor, data: torch.Tensor, axis: int | None) -> torch.Tensor:
+    if parameter.ndim == 0 or axis is None:
+        return parameter
+    shape = [1] * data.ndim
+    shape[axis] = -1
+    return parameter.reshape(shape)

@@ -1,0 +1,135 @@
+"""Gathers and scatters."""
+
+from collections.abc import Callable
+
+import torch
+
+from partitioner.host.registry import register_op
+
+
+@register_op("gather", exact=True)
+def gather(
+    x: torch.Tensor, indices: torch.Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
+) -> torch.Tensor:
+    """Slices of x along ``axis``; the first ``batch_dims`` dimensions of x and indices go together."""
+    del validate_indices  # torch always validates
+    axis %= x.ndim
+    index = _wrapped(indices, x.shape[axis])
+    if batch_dims == 0:
+        return x.index_select(axis, index.flatten()).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    batch = x.shape[:batch_dims]
+    rows = zip(x.flatten(0, batch_dims - 1), index.flatten(0, batch_dims - 1), strict=True)
+    parts = [gather(row, chosen, axis - batch_dims) for row, chosen in rows]
+    return torch.stack(parts).reshape(*batch, *parts[0].shape)
+
+
+@register_op("gather_along_axis", exact=True)
+def gather_along_axis(
+    x: torch.Tensor, indices: torch.Tensor, axis: int = 0, validate_indices: bool = False
+) -> torch.Tensor:
+    """Elements of x along ``axis``, one index per result element; other dimensions broadcast."""
+    del validate_indices
+    axis %= x.ndim
+    index = _wrapped(indices, x.shape[axis])
+    shape = [max(a, b) for a, b in zip(x.shape, index.shape, strict=True)]
+    source = x.expand(*shape[:axis], x.shape[axis], *shape[axis + 1 :])
+    return source.gather(axis, index.expand(*shape[:axis], index.shape[axis], *shape[axis + 1 :]))
+
+
+@register_op("gather_nd", exact=True)
+def gather_nd(
+    x: torch.Tensor, indices: torch.Tensor, batch_dims: int = 0, validate_indices: bool = False
+) -> torch.Tensor:
+    """Slices of x at index vectors, which the last dimension of ``indices`` holds."""
+    del validate_indices
+    if batch_dims == 0:
+        return x[_coordinates(x, indices)]
+    batch = x.shape[:batch_dims]
+    rows = zip(x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1), strict=True)
+    parts = [row[_coordinates(row, chosen)] for row, chosen in rows]
+    return torch.stack(parts).reshape(*batch, *parts[0].shape)
+
+
+_Combine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_COMBINATIONS: dict[str, _Combine] = {
+    "div": torch.div,
+    "max": torch.maximum,
+    "min": torch.minimum,
+    "mul": torch.mul,
+}
+
+
+@register_op("scatter")
+def scatter(
+    data: torch.Tensor,
+    indices: torch.Tensor,
+    updates: torch.Tensor,
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool = False,
+) -> torch.Tensor:
+    """Data with the slices at ``indices`` along ``axis`` combined with updates."""
+    del validate_indices
+    axis %= data.ndim
+    index = _wrapped(indices, data.shape[axis]).flatten()
+    moved = updates.flatten(axis, axis + indices.ndim - 1) if indices.ndim else updates.unsqueeze(axis)
+    return _combine(data.movedim(axis, 0), (index,), moved.movedim(axis, 0), mode).movedim(0, axis)
+
+
+@register_op("scatter_along_axis")
+def scatter_along_axis(
+    data: torch.Tensor,
+    indices: torch.Tensor,
+    updates: torch.Tensor,
+    axis: int = 0,
+    mode: str = "add",
+    validate_indices: bool = False,
+) -> torch.Tensor:
+    """Data with the elements at ``indices`` along ``axis``, one index per update, combined with updates."""
+    del validate_indices
+    axis %= data.ndim
+    index = list(torch.meshgrid(*[torch.arange(size) for size in indices.shape], indexing="ij"))
+    index[axis] = _wrapped(indices, data.shape[axis])
+    return _combine(data, tuple(index), updates, mode)
+
+
+@register_op("scatter_nd")
+def scatter_nd(
+    data: torch.Tensor,
+    indices: torch.Tensor,
+    updates: torch.Tensor,
+    mode: str = "add",
+    validate_indices: bool = False,
+) -> torch.Tensor:
+    """Data with the slices at index vectors combined with updates."""
+    del validate_indices
+    return _combine(data, _coordinates(data, indices), updates, mode)
+
+
+def _wrapped(indices: torch.Tensor, size: int) -> torch.Tensor:
+    index = indices.to(torch.int64)
+    return torch.where(index < 0, index + size, index)
+
+
+def _coordinates(x: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(_wrapped(part, size) for part, size in zip(indices.unbind(-1), x.shape, strict=False))
+
+
+def _combine(data: torch.Tensor, index: tuple[torch.Tensor, ...], updates: torch.Tensor, mode: str) -> torch.Tensor:
+    result = data.clone()
+    target = result[index].shape
+    values = updates.to(data.dtype).expand(target)
+    if mode == "update":
+        return result.index_put_(index, values)
+    if mode in ("add", "sub"):
+        return result.index_put_(index, values if mode == "add" else -values, accumulate=True)
+    if mode not in _COMBINATIONS:
+        raise ValueError(f"unknown scatter mode {mode!r}; choose add, sub, update, {', '.join(_COMBINATIONS)}")
+    # Repeated indices combine one after another.
+    count = index[0].numel()
+    flat = [part.reshape(-1) for part in index]
+    rows = values.reshape(count, *target[index[0].ndim :])
+    for position in range(count):
+        where = tuple(part[position] for part in flat)
+        result[where] = _COMBINATIONS[mode](result[where], rows[position]).to(data.dtype)
+    return result
