@@ -5,42 +5,13 @@ index out of range ends the process. These checks run before the runtime sees a 
 """
 
 from collections.abc import Iterable, Iterator
-from math import prod
 from typing import Any
 
 from partitioner.host.pte_flatbuffer import Table
 from partitioner.host.pte_operators import argument_problems
+from partitioner.host.pte_tensors import homeless_problems, plan_size_problems, tensor_problems
 
-# Bytes an element of each ``scalar_type`` takes (executorch_flatbuffer.ScalarType).
-ELEMENT_BYTES = {
-    0: 1,
-    1: 1,
-    2: 2,
-    3: 4,
-    4: 8,
-    5: 2,
-    6: 4,
-    7: 8,
-    11: 1,
-    12: 1,
-    13: 1,
-    14: 4,
-    15: 2,
-    16: 1,
-    17: 1,
-    22: 2,
-    23: 1,
-    24: 1,
-    25: 1,
-    26: 1,
-    27: 2,
-    28: 4,
-    29: 8,
-}
 _INLINE, _SEGMENT = 0, 1
-_EXTERNAL = 1
-_MAX_RANK = 16
-_MAX_PLANNED_BYTES = 1 << 40
 
 
 def program_problems(program: Table, segment_bytes: int) -> Iterator[str]:
@@ -56,8 +27,6 @@ def program_problems(program: Table, segment_bytes: int) -> Iterator[str]:
     yield from _constant_problems(program)
     segments = len(program["segments"])
     for entry in program["named_data"]:
-        if not entry["key"]:
-            yield "named data without a key"
         yield from _index_problem(f"the segment of named data {entry['key']!r}", entry["segment_index"], segments)
     if not program["execution_plan"]:
         yield "it has no method"
@@ -82,14 +51,12 @@ def _constant_problems(program: Table) -> Iterator[str]:
 
 def _plan_problems(program: Table, plan: Table) -> Iterator[str]:
     values = [value["val"] for value in plan["values"]]
-    if not plan["name"]:
-        yield "it has no name"
     if not plan["chains"]:
         yield "it has no instructions"
     for role in ("inputs", "outputs"):
         yield from _indices_problem(role, plan[role], len(values))
-    if any(not 0 <= size <= _MAX_PLANNED_BYTES for size in plan["non_const_buffer_sizes"]):
-        yield f"impossible memory plan {plan['non_const_buffer_sizes']}"
+    yield from plan_size_problems(plan["non_const_buffer_sizes"], values)
+    yield from homeless_problems(plan, values)
     for entry in plan["non_const_buffer_device"]:
         yield from _index_problem("a planned buffer", entry["buffer_idx"], len(plan["non_const_buffer_sizes"]))
     yield from _labelled("value", (_value_problems(program, plan, values, value) for value in values))
@@ -115,9 +82,7 @@ def _value_problems(program: Table, plan: Table, values: list[Table | None], val
     if value is None:
         return
     if value.kind == "Tensor":
-        yield from _tensor_problems(program, plan, value)
-    elif value.kind == "String" and value["string_val"] is None:
-        yield "a string without text"
+        yield from tensor_problems(program, plan, value)
     elif value.kind == "IntList":
         # The items of an integer list are themselves value indices, so that they may be computed at run time.
         yield from _indices_problem("an integer list", value["items"], len(values))
@@ -131,62 +96,11 @@ def _value_problems(program: Table, plan: Table, values: list[Table | None], val
         yield from _kinds_problem("a tensor list", present, values, {"Tensor", "Null", None})
 
 
-def _tensor_problems(program: Table, plan: Table, tensor: Table) -> Iterator[str]:
-    sizes, order = tensor["sizes"], bytes(tensor["dim_order"])
-    element_bytes = ELEMENT_BYTES.get(tensor["scalar_type"])
-    if element_bytes is None:
-        yield f"unknown scalar type {tensor['scalar_type']}"
-        return
-    if len(sizes) > _MAX_RANK or any(size < 0 for size in sizes):
-        yield f"impossible shape {sizes[:_MAX_RANK]}"
-        return
-    if sorted(order) != list(range(len(sizes))):
-        yield f"dimension order {list(order)} does not fit shape {sizes}"
-    if tensor["shape_dynamism"] not in (0, 1, 2):
-        yield f"unknown shape dynamism {tensor['shape_dynamism']}"
-    nbytes = prod(sizes) * element_bytes
-    if nbytes > _MAX_PLANNED_BYTES:
-        yield f"impossible size of {nbytes} bytes"
-    allocation, extra = tensor["allocation_info"], tensor["extra_tensor_info"]
-    if allocation is not None:
-        yield from _allocation_problems(plan["non_const_buffer_sizes"], allocation, nbytes)
-    elif tensor["data_buffer_idx"] > 0 and (extra is None or extra["location"] != _EXTERNAL):
-        yield from _constant_reference_problems(program, tensor["data_buffer_idx"], nbytes)
-
-
-def _allocation_problems(buffers: list[int], allocation: Table, nbytes: int) -> Iterator[str]:
-    memory_id = allocation["memory_id"]
-    end = allocation["memory_offset_low"] + (allocation["memory_offset_high"] << 32) + nbytes
-    if not 1 <= memory_id < len(buffers):
-        yield f"it lies in planned buffer {memory_id} of {len(buffers)}"
-    elif end > buffers[memory_id]:
-        yield f"it ends at byte {end} of planned buffer {memory_id}, which has {buffers[memory_id]}"
-
-
-def _constant_reference_problems(program: Table, index: int, nbytes: int) -> Iterator[str]:
-    constants = program["constant_segment"]
-    if constants is None or not constants["offsets"]:
-        sizes = [len(buffer["storage"]) for buffer in program["constant_buffer"]]
-    elif constants["segment_index"] < len(program["segments"]):
-        end = program["segments"][constants["segment_index"]]["size"]
-        sizes = [end - offset for offset in constants["offsets"]]
-    else:
-        return
-    if index >= len(sizes):
-        yield f"it is constant {index} of {len(sizes)}"
-    elif nbytes > sizes[index]:
-        yield f"it takes {nbytes} bytes, and constant {index} has {sizes[index]}"
-
-
 def _delegate_problems(program: Table, delegate: Table) -> Iterator[str]:
     processed = delegate["processed"]
     if not _is_plain(delegate["id"]):
         yield "it has no readable backend name"
-    if any(spec["key"] is None for spec in delegate["compile_specs"]):
-        yield "a compile spec has no key"
-    if processed is None:
-        yield "it has no data"
-    elif processed["location"] == _INLINE:
+    if processed["location"] == _INLINE:
         yield from _index_problem("its inline data", processed["index"], len(program["backend_delegate_data"]))
     elif processed["location"] == _SEGMENT:
         yield from _index_problem("its segment", processed["index"], len(program["segments"]))

@@ -78,6 +78,8 @@ class _Reader:
             ]
             if any(place >= position + table_size for place in places):
                 raise ProgramFormatError(f"field {name} of the {kind} table at byte {position} lies outside its table")
+            if getattr(description, "required", False) and not places[-1]:
+                raise ProgramFormatError(f"the {kind} table at byte {position} lacks its {name}")
             fields[name] = self._field(description, places)
             slot += width
         return Table(kind, fields)
