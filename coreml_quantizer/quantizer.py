@@ -9,6 +9,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 
 from coreml_quantizer.annotator import Placement, annotate
 from coreml_quantizer.config import read_linear_quantizer_config
+from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.insertion import insert_observers
 from coreml_quantizer.observers import RangeObserver
 from coreml_quantizer.rules import rules
@@ -24,6 +25,9 @@ class CoreMLQuantizer(Quantizer):
         >>> for batch in calibration_data:
         ...     prepared(batch)
         >>> quantized = convert_pt2e(prepared)
+
+    Constants that stay in floating point (biases, norm weights, scalar factors) are rounded to float16 in the graph, as
+    Core ML stores them, so that the converted graph predicts the device; the model it was exported from is untouched.
 
     Weight-only configurations (`activation_dtype=torch.float32`) convert without any calibration sample.
 
@@ -60,12 +64,14 @@ class CoreMLQuantizer(Quantizer):
     def prepare_obs_or_fq_callback(
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Place, torch.nn.Module]
     ) -> None:
-        """Ties the observers of weights to their weights, and inserts all observers; torchao calls this."""
+        """Rounds float constants, ties observers of weights to them, and inserts all observers; torchao calls it."""
         placement, self._placement = self._placement, None
         for place, observer in edge_or_node_to_obs_or_fq.items():
             if isinstance(observer, RangeObserver) and observer.tensor_name == RangeObserver.UNNAMED:
                 observer.tensor_name = (place if isinstance(place, Node) else place[0]).name
-        _watch_weights(model, edge_or_node_to_obs_or_fq, placement)
+        weights = placement.weights if placement is not None else ()
+        round_constants_to_half(model, weights)
+        _watch_weights(model, edge_or_node_to_obs_or_fq, weights)
         insert_observers(model, edge_or_node_to_obs_or_fq)
         edge_or_node_to_obs_or_fq.clear()
 
@@ -76,9 +82,11 @@ class CoreMLQuantizer(Quantizer):
         return f"CoreMLQuantizer({self.config!r})"
 
 
-def _watch_weights(model: GraphModule, observers: dict[Place, torch.nn.Module], placement: Placement | None) -> None:
+def _watch_weights(
+    model: GraphModule, observers: dict[Place, torch.nn.Module], weights: tuple[tuple[Node, Node], ...]
+) -> None:
     """Ties each weight to its observer: it needs no calibration sample and costs nothing during calibration."""
-    for edge in placement.weights if placement is not None else ():
+    for edge in weights:
         observer = observers[edge]
         constant = edge[0]
         if isinstance(observer, RangeObserver) and not observer.constant and constant.op == "get_attr":

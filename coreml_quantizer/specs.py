@@ -6,7 +6,6 @@ from enum import Enum
 import torch
 
 
-
 class _Value:
     """An immutable value: copying it would only cost time, and torchao copies the spec of every observer."""
 
