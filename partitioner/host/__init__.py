@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from partitioner.host.errors import UnsupportedMilOpError as UnsupportedMilOpError
     from partitioner.host.loading import Program as Program
     from partitioner.host.loading import load as load
+    from partitioner.host.patching import patch_coremltools as patch_coremltools
     from partitioner.host.policy import Policy as Policy
     from partitioner.host.policy import policies as policies
     from partitioner.host.program import Opset as Opset
@@ -32,6 +33,7 @@ _SOURCES = {
     "UnsupportedMilOpError": "errors",
     "Program": "loading",
     "load": "loading",
+    "patch_coremltools": "patching",
     "Policy": "policy",
     "policies": "policy",
     "Opset": "program",
@@ -52,6 +54,7 @@ __all__ = [
     "UnsupportedMilOpError",
     "enable",
     "load",
+    "patch_coremltools",
     "policies",
     "register_op",
     "run",

@@ -1,0 +1,124 @@
+"""Making ``MLModel.predict`` work where Core ML is not."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from partitioner.host.boundary import to_program
+from partitioner.host.errors import InputError
+from partitioner.host.loading import Program, load
+from partitioner.host.policy import STORAGE16, Policy, get_policy
+from partitioner.host.program import Feature, Function
+
+
+@contextmanager
+def patch_coremltools(policy: str | Policy = STORAGE16) -> Iterator[None]:
+    """Run ``MLModel.predict`` and ``MLModel.make_state`` of ML Programs on this machine, until the context ends.
+
+    Models may be made before or inside the context. Predictions follow a precision policy and are never what a
+    particular Apple device returns. Models that are no ML Programs keep coremltools' behaviour.
+
+    Args:
+        policy: Precision policy, by name or as an object.
+    """
+    from coremltools.models import MLModel
+    from coremltools.models.model import MLState
+
+    host = _Host(get_policy(policy))
+    originals: dict[str, Callable[..., Any]] = {name: getattr(MLModel, name) for name in ("predict", "make_state")}
+
+    def predict(self: Any, data: Any, state: Any = None) -> Any:
+        if not _is_ml_program(self):
+            return originals["predict"](self, data, state)
+        MLModel._check_predict_data(data)
+        if isinstance(data, list):
+            return [host.predict(self, item, state) for item in data]
+        return host.predict(self, data, state)
+
+    def make_state(self: Any) -> Any:
+        if not _is_ml_program(self):
+            return originals["make_state"](self)
+        program, function = host.program(self)
+        return MLState(HostState(program, function))
+
+    MLModel.predict, MLModel.make_state = predict, make_state
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(MLModel, name, original)
+
+
+class HostState:
+    """What an ``MLState`` made on this machine holds; reads and writes states as numpy arrays."""
+
+    def __init__(self, program: Program, function: Function) -> None:
+        """Make fresh states for a function of a program."""
+        self._features = {feature.name: feature for feature in function.states}
+        self._policy = program.policy
+        self.states = program.make_state(function.name)
+
+    def read_state(self, name: str) -> np.ndarray[Any, Any]:
+        """A copy of a state in its declared type.
+
+        Raises:
+            RuntimeError: There is no such state.
+        """
+        feature = self._feature(name)
+        assert feature.dtype is not None
+        return np.array(self.states[name].value.to(feature.dtype.storage).numpy())
+
+    def write_state(self, name: str, value: Any) -> None:
+        """Replace the content of a state.
+
+        Raises:
+            RuntimeError: There is no such state, or the value does not fit it.
+        """
+        feature = self._feature(name)
+        try:
+            self.states[name].value = to_program(feature, value, self._policy).clone()
+        except InputError as error:
+            raise RuntimeError(str(error)) from error
+
+    def _feature(self, name: str) -> Feature:
+        if name not in self._features:
+            raise RuntimeError(f"no state {name!r}; the model has {sorted(self._features)}")
+        return self._features[name]
+
+
+class _Host:
+    """Programs of the models that were asked to predict."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._programs: WeakKeyDictionary[Any, Program] = WeakKeyDictionary()
+
+    def program(self, model: Any) -> tuple[Program, Function]:
+        if model not in self._programs:
+            self._programs[model] = load(model, policy=self._policy)
+        program = self._programs[model]
+        return program, program.mil.functions[model.function_name or program.mil.default_function]
+
+    def predict(self, model: Any, data: dict[str, Any], state: Any) -> dict[str, Any]:
+        program, function = self.program(model)
+        features = {feature.name: feature for feature in function.inputs}
+        given = {name: _as_declared(features.get(name), value) for name, value in data.items()}
+        return program.predict(given, None if state is None else state.__proxy__.states, function.name)
+
+
+def _is_ml_program(model: Any) -> bool:
+    return bool(model._spec.WhichOneof("Type") == "mlProgram")
+
+
+def _as_declared(feature: Feature | None, value: Any) -> Any:
+    """Core ML takes whole numbers as floats where integers are declared; programs of this runtime do not."""
+    if feature is None or feature.dtype is None or feature.dtype.is_float or feature.kind == "image":
+        return value
+    tensor = value.detach() if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
+    if tensor.is_floating_point() and bool((tensor == tensor.trunc()).all()):
+        return tensor.to(torch.int64)
+    return tensor
