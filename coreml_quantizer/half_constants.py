@@ -16,8 +16,9 @@ from torch.fx.node import Argument
 
 aten = torch.ops.aten
 
-_LARGEST_RELATIVE_CHANGE = 2.0**-10
-"""Constants that float16 cannot hold this closely (masks near finfo.min, tiny eps) stay as they are."""
+_LARGEST_CHANGE = 2.0**-10
+"""Constants that float16 cannot hold this closely, relative to their largest element, stay as they are: a tiny eps.
+So do single elements beyond the range of float16, such as masks near finfo.min."""
 
 _SCALAR_ARGUMENTS: Mapping[torch._ops.OpOverloadPacket, tuple[int | str, ...]] = MappingProxyType(
     {
@@ -79,5 +80,7 @@ def _rounded_scalar(value: Argument) -> float:
 
 def _rounded(value: torch.Tensor) -> torch.Tensor:
     half = value.to(torch.float16).to(value.dtype)
-    close = (half - value).abs() <= _LARGEST_RELATIVE_CHANGE * value.abs()
-    return torch.where(close, half, value)
+    half = torch.where(torch.isfinite(half), half, value)
+    if value.numel() == 0 or (half - value).abs().max() > _LARGEST_CHANGE * half.abs().max():
+        return value
+    return half

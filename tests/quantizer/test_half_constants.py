@@ -1,0 +1,68 @@
+"""Constants that stay in floating point are what Core ML stores: float16 numbers."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coreml_quantizer.half_constants import _rounded
+
+from .graphs import calls, prepare
+
+IMAGE = (torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8),)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1))
+        self.register_buffer("mask", torch.full((1,), torch.finfo(torch.float32).min))
+        self.register_buffer("eps", torch.full((1,), 1e-12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)) * self.scale * 0.35355339 + self.eps
+        return torch.maximum(y, self.mask)
+
+
+def test_float_constants_become_half_and_the_model_keeps_its_own() -> None:
+    model = Model().eval()
+    before = copy.deepcopy(model.state_dict())
+    prepared = prepare(model, IMAGE)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} of the user's model was changed"
+    bias, scale = prepared.get_parameter("conv.bias"), prepared.get_parameter("scale")
+    assert torch.equal(bias, bias.half().float())
+    assert torch.equal(scale, scale.half().float())
+    torch.testing.assert_close(scale, model.scale, rtol=2**-11, atol=0)
+    factor = calls(prepared, torch.ops.aten.mul)[1].args[1]
+    assert factor == float(torch.tensor(0.35355339).half())
+
+
+def test_quantized_weights_keep_their_precision() -> None:
+    model = nn.Conv2d(3, 4, 3)
+    prepared = prepare(model, IMAGE)
+    assert torch.equal(prepared.get_parameter("weight"), model.weight)
+
+
+def test_what_half_cannot_hold_stays() -> None:
+    prepared = prepare(Model(), IMAGE)
+    assert torch.equal(prepared.get_buffer("mask"), torch.full((1,), torch.finfo(torch.float32).min))
+    assert torch.equal(prepared.get_buffer("eps"), torch.full((1,), 1e-12))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 3e-9], [1.0, 0.0]),  # negligible beside its neighbour
+        ([3e-9, 2e-9], [3e-9, 2e-9]),  # everything there is
+        ([1e-5, 1.0], [float(torch.tensor(1e-5).half()), 1.0]),
+        ([1e6, 1.0], [1e6, 1.0]),
+        ([], []),
+    ],
+)
+def test_rounding_is_judged_beside_the_largest_element(values: list[float], expected: list[float]) -> None:
+    assert torch.equal(_rounded(torch.tensor(values)), torch.tensor(expected))
