@@ -4,8 +4,11 @@
 // without the GIL. Each entry point therefore takes the GIL itself, and none lets an exception out:
 // a failure becomes an ExecuTorch error code, is logged, and its text is kept for the calling thread.
 
+#include <cstdio>
+#include <iostream>
 #include <memory>
 #include <stdexcept>
+#include <streambuf>
 #include <string>
 #include <utility>
 #include <vector>
@@ -163,6 +166,50 @@ struct Handle {
   nb::object session;
 };
 
+// Writes to a C stream and, unlike the buffers it stands in for, is never destroyed.
+class LastingBuffer final : public std::streambuf {
+ public:
+  explicit LastingBuffer(std::FILE* file) : file_(file) {}
+
+ protected:
+  int_type overflow(int_type c) override {
+    return traits_type::eq_int_type(c, traits_type::eof()) ? 0 : std::fputc(c, file_);
+  }
+
+  std::streamsize xsputn(const char* text, std::streamsize count) override {
+    return static_cast<std::streamsize>(std::fwrite(text, 1, static_cast<size_t>(count), file_));
+  }
+
+ private:
+  std::FILE* file_;
+};
+
+// ExecuTorch's Python bindings point std::cout and std::cerr at a buffer on their stack during a call
+// and put back afterwards what they found. When Python switches threads inside a delegate, calls of
+// several threads overlap and one puts back the dead buffer of another. While Python runs, the
+// streams therefore point at buffers that last.
+class LastingStreams {
+ public:
+  LastingStreams() {
+    static LastingBuffer* out = new LastingBuffer(stdout);
+    static LastingBuffer* err = new LastingBuffer(stderr);
+    out_ = std::cout.rdbuf(out);
+    err_ = std::cerr.rdbuf(err);
+  }
+
+  ~LastingStreams() {
+    std::cout.rdbuf(out_);
+    std::cerr.rdbuf(err_);
+  }
+
+  LastingStreams(const LastingStreams&) = delete;
+  LastingStreams& operator=(const LastingStreams&) = delete;
+
+ private:
+  std::streambuf* out_;
+  std::streambuf* err_;
+};
+
 std::string describe(nb::python_error& error) {
   try {
     const std::string type = nb::cast<std::string>(error.type().attr("__name__"));
@@ -201,6 +248,7 @@ et::Error guarded(const char* stage, et::Error code, Body&& body) noexcept {
   }
   nb::gil_scoped_acquire gil;
   try {
+    const LastingStreams streams;
     body();
     return et::Error::Ok;
   } catch (nb::python_error& error) {

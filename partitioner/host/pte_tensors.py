@@ -5,32 +5,9 @@ from math import prod
 
 from partitioner.host.pte_flatbuffer import Table
 
-# Bytes an element of each ``scalar_type`` takes (executorch_flatbuffer.ScalarType).
-ELEMENT_BYTES = {
-    0: 1,
-    1: 1,
-    2: 2,
-    3: 4,
-    4: 8,
-    5: 2,
-    6: 4,
-    7: 8,
-    11: 1,
-    12: 1,
-    13: 1,
-    14: 4,
-    15: 2,
-    16: 1,
-    17: 1,
-    22: 2,
-    23: 1,
-    24: 1,
-    25: 1,
-    26: 1,
-    27: 2,
-    28: 4,
-    29: 8,
-}
+# Bytes an element of each ``scalar_type`` takes (executorch_flatbuffer.ScalarType). These are the types that kernels
+# compute with; they end the process on the others, the quantized, bit and 8-bit floating point types.
+ELEMENT_BYTES = {0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 2, 6: 4, 7: 8, 11: 1, 15: 2, 27: 2, 28: 4, 29: 8}
 _EXTERNAL = 1
 _UNBOUND = 2
 _MAX_RANK = 16
@@ -69,7 +46,7 @@ def tensor_problems(program: Table, plan: Table, tensor: Table) -> Iterator[str]
     """Yield what is wrong with one tensor: its type, shape, layout, and the memory it claims."""
     sizes, order = tensor["sizes"], bytes(tensor["dim_order"])
     if tensor["scalar_type"] not in ELEMENT_BYTES:
-        yield f"unknown scalar type {tensor['scalar_type']}"
+        yield f"unusable scalar type {tensor['scalar_type']}"
         return
     if len(sizes) > _MAX_RANK or any(size < 0 for size in sizes):
         yield f"impossible shape {sizes[:_MAX_RANK]}"

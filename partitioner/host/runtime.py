@@ -2,8 +2,9 @@
 
 import os
 import sys
+import threading
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -18,6 +19,11 @@ _REINSTALL = (
     "install a C++ compiler (for example `apt install g++`) and reinstall with "
     "`pip install --force-reinstall --no-deps --no-cache-dir coreml-quantizer`"
 )
+
+
+# ExecuTorch's Python bindings redirect the process's standard streams during a call, which two threads must not do at
+# the same time.
+_RUNTIME_LOCK = threading.Lock()
 
 
 class _Native(Protocol):
@@ -56,7 +62,7 @@ def run(
     """Run one method of a `.pte` once, from fresh state, through ExecuTorch's runtime.
 
     Where the native delegate was not built, a method that is a single Core ML delegate is executed in pure Python. That
-    is also done on macOS, so that the policy holds there.
+    is also done on macOS, so that the policy holds there. Calls from several threads take turns.
 
     Args:
         pte: The program: its bytes, or the path of a file.
@@ -85,7 +91,7 @@ def run(
     except DelegateUnavailableError as unavailable:
         return _run_in_python(program, entry, values, chosen, unavailable)
     _register(native)
-    with bridge.use_policy(chosen):
+    with _RUNTIME_LOCK, bridge.use_policy(chosen):
         return _run_natively(native, data, entry, values)
 
 
@@ -130,13 +136,11 @@ def _run_natively(
     try:
         loaded = runtime.load_program(data).load_method(entry.name)
     except RuntimeError as error:
-        raise _explained(
-            native, ProgramFormatError(f"ExecuTorch cannot load method {entry.name!r}: {error}")
-        ) from error
+        _raise_cause(native, ProgramFormatError(f"ExecuTorch cannot load method {entry.name!r}: {error}"), error)
     try:
         outputs = loaded.execute(values)
     except RuntimeError as error:
-        raise _explained(native, ExecutionError(f"method {entry.name!r} failed: {error}")) from error
+        _raise_cause(native, ExecutionError(f"method {entry.name!r} failed: {error}"), error)
     return [torch.as_tensor(value) for value in outputs]
 
 
@@ -158,17 +162,17 @@ def _check_available(runtime: Any, entry: Method) -> None:
         )
 
 
-def _explained(native: _Native, fallback: PartitionerError) -> BaseException:
-    """The error behind a failure of the runtime: what the delegate raised, if it did."""
+def _raise_cause(native: _Native, fallback: PartitionerError, failure: RuntimeError) -> NoReturn:
+    """Raise the error behind a failure of the runtime: what the delegate raised, if it did."""
     text = native.take_last_error()
     error = bridge.take_error()
     if isinstance(error, PartitionerError) or (error is not None and not isinstance(error, Exception)):
-        return error
+        raise error
     if error is not None:
-        explained = ExecutionError(f"the Core ML delegate failed: {type(error).__name__}: {error}")
-        explained.__cause__ = error
-        return explained
-    return ExecutionError(f"the Core ML delegate failed: {text}") if text else fallback
+        raise ExecutionError(f"the Core ML delegate failed: {type(error).__name__}: {error}") from error
+    if text:
+        raise ExecutionError(f"the Core ML delegate failed: {text}") from failure
+    raise fallback from failure
 
 
 def _run_in_python(

@@ -77,9 +77,9 @@ def _target(name):
 
 
 def _lower(models, inputs, dynamic_shapes=None, target="iOS17", **options):
+    shapes = dynamic_shapes
     programs = {
-        name: export(model.eval(), inputs, dynamic_shapes=dynamic_shapes, strict=False)
-        for name, model in models.items()
+        name: export(model.eval(), inputs, dynamic_shapes=shapes, strict=False) for name, model in models.items()
     }
     partitioner = CoreMLPartitioner(compile_specs=_target(target), **options)
     lowered = to_edge_transform_and_lower(programs, partitioner={name: [partitioner] for name in programs})
