@@ -4,8 +4,9 @@ Installing all of it in one go, the build requirements too, lets pip resolve onc
 """
 
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 EXTRAS = ("dev", "examples")
 
