@@ -14,6 +14,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
+from coreml_quantizer.rules import rules
+
 aten = torch.ops.aten
 
 _LARGEST_CHANGE = 2.0**-10
@@ -28,6 +30,10 @@ _SCALAR_ARGUMENTS: Mapping[torch._ops.OpOverloadPacket, tuple[int | str, ...]] =
     }
 )
 """Operators whose scalar operands become float16 constants of the program, and where those stand."""
+
+_BIAS_POSITION = 2
+"""Where every convolution and linear layer takes its bias. A bias is added to values of ordinary size, so what float16
+flushes to zero (below 2**-25) is negligible there however small the whole bias is."""
 
 
 def round_constants_to_half(graph_module: GraphModule, quantized_weights: Iterable[tuple[Node, Node]]) -> None:
@@ -44,19 +50,26 @@ def round_constants_to_half(graph_module: GraphModule, quantized_weights: Iterab
         quantized.setdefault(constant, set()).add(consumer)
     for node in graph_module.graph.nodes:
         if node.op == "get_attr" and not set(node.users) <= quantized.get(node, set()):
-            _round_tensor(graph_module, str(node.target))
+            is_bias = all(_takes_as_bias(user, node) for user in node.users)
+            _round_tensor(graph_module, str(node.target), negligible=is_bias)
         elif node.op == "call_function":
             _round_scalars(node)
 
 
-def _round_tensor(graph_module: GraphModule, target: str) -> None:
+def _takes_as_bias(user: Node, constant: Node) -> bool:
+    rule = rules.lookup(user)
+    has_weight = rule is not None and rule.weight is not None
+    return has_weight and len(user.args) > _BIAS_POSITION and user.args[_BIAS_POSITION] is constant
+
+
+def _round_tensor(graph_module: GraphModule, target: str, negligible: bool) -> None:
     path, _, name = target.rpartition(".")
     owner = graph_module.get_submodule(path)
     value: object = attrgetter(name)(owner)
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         return
     detached = value.detach()
-    rounded = _rounded(detached)
+    rounded = _rounded(detached, negligible)
     if torch.equal(rounded, detached):
         return
     is_parameter = isinstance(value, torch.nn.Parameter)
@@ -78,9 +91,9 @@ def _rounded_scalar(value: Argument) -> float:
     return float(_rounded(torch.tensor(value, dtype=torch.float64)))
 
 
-def _rounded(value: torch.Tensor) -> torch.Tensor:
+def _rounded(value: torch.Tensor, negligible: bool = False) -> torch.Tensor:
     half = value.to(torch.float16).to(value.dtype)
     half = torch.where(torch.isfinite(half), half, value)
-    if value.numel() == 0 or (half - value).abs().max() > _LARGEST_CHANGE * half.abs().max():
-        return value
-    return half
+    if negligible or value.numel() == 0:
+        return half
+    return half if (half - value).abs().max() <= _LARGEST_CHANGE * half.abs().max() else value

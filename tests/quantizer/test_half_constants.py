@@ -66,3 +66,9 @@ def test_what_half_cannot_hold_stays() -> None:
 )
 def test_rounding_is_judged_beside_the_largest_element(values: list[float], expected: list[float]) -> None:
     assert torch.equal(_rounded(torch.tensor(values)), torch.tensor(expected))
+
+
+def test_a_bias_may_vanish() -> None:
+    model = nn.Conv2d(3, 4, 3)
+    nn.init.constant_(model.bias, 1e-14)
+    assert torch.equal(prepare(model, IMAGE).get_parameter("bias"), torch.zeros(4))
