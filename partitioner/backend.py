@@ -17,6 +17,7 @@ from partitioner.blob import write_blob
 from partitioner.canonical import module_files, package_files
 from partitioner.convert import ConvertedModel, convert
 from partitioner.errors import ConversionError
+from partitioner.multifunction import can_share, lower_shared
 from partitioner.stock import StockBackend
 
 
@@ -63,10 +64,18 @@ class CoreMLBackend(BackendDetails):
     def preprocess_multimethod(
         cls, edge_programs: dict[str, list[ExportedProgram]], compile_specs: dict[str, list[list[CompileSpec]]]
     ) -> dict[str, list[PreprocessResult]]:
-        """Converts the partitions of all methods; see `preprocess`."""
+        """Converts the partitions of all methods; see `preprocess`.
+
+        Methods share one model, and so their weights, unless the compile specs say otherwise, the deployment target
+        is below iOS18 or the methods have different numbers of partitions.
+        """
         everything = [spec for method in compile_specs.values() for spec in method]
         if everything and not any(specs.is_marked(spec) for spec in everything):
             return StockBackend.preprocess_multimethod(edge_programs, compile_specs)
+        if everything and all(specs.is_marked(spec) for spec in everything):
+            options = {name: [specs.parse(spec) for spec in method] for name, method in compile_specs.items()}
+            if can_share(options, explicit=any(specs.states("weight_sharing", spec) for spec in everything)):
+                return lower_shared(edge_programs, options)
         return super().preprocess_multimethod(edge_programs, compile_specs)
 
     @staticmethod

@@ -142,6 +142,11 @@ def read_option(name: str, compile_specs: Sequence[CompileSpec]) -> Any:
     return _DEFAULTS[name]
 
 
+def states(name: str, compile_specs: Sequence[CompileSpec]) -> bool:
+    """Whether some compile spec states the option, rather than leaving it at its default."""
+    return any(spec.key == _FIELDS[name].key for spec in compile_specs)
+
+
 def parse(compile_specs: Sequence[CompileSpec]) -> LoweringOptions:
     """Reads a list of compile specs; the first spec of a key counts.
 
