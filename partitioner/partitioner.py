@@ -61,7 +61,7 @@ class CoreMLPartitioner(Partitioner):
         lower_full_graph: bool = False,
         take_over_constant_data: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(spec={})
         self.skip_ops_for_coreml_delegation = list(skip_ops_for_coreml_delegation or [])
         self.compile_specs = list(compile_specs or [])
         self.take_over_mutable_buffer = bool(take_over_mutable_buffer)

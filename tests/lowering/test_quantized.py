@@ -1,0 +1,111 @@
+"""Quantized programs keep their integers, types and values."""
+
+from dataclasses import replace
+
+import coremltools as ct
+import pytest
+import torch
+from coremltools.proto import MIL_pb2
+from lowering.helpers import blob, calls, lower, operations, target
+from lowering.quantizers import ACTIVATION, quantized
+from models import signal_to_noise
+from torch import nn
+
+from partitioner import CoreMLBackend, CoreMLPartitioner, host
+
+WEIGHT_ONLY = {"activation": None}
+NAMES = {value.number: value.name for value in MIL_pb2.DataType.DESCRIPTOR.values}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, groups=2),
+        nn.Hardswish(),
+        nn.Flatten(),
+        nn.Linear(16 * 4, 5),
+    ).eval()
+
+
+INPUTS = (torch.linspace(-2, 2, 2 * 3 * 64).reshape(2, 3, 8, 8).sin(),)
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "expected"),
+    [
+        ({}, None, ct.target.iOS17),
+        ({}, ct.target.iOS18, ct.target.iOS18),
+        (WEIGHT_ONLY, None, ct.target.iOS16),
+        (WEIGHT_ONLY, ct.target.iOS17, ct.target.iOS17),
+        (WEIGHT_ONLY, ct.target.iOS18, ct.target.iOS18),
+        ({**WEIGHT_ONLY, "weight_range": (-8, 7)}, None, ct.target.iOS18),
+    ],
+    ids=["w8a8", "w8a8 iOS18", "w8", "w8 iOS17", "w8 iOS18", "w4"],
+)
+def test_quantized_networks_are_one_exact_delegate(options: dict, given, expected: ct.target) -> None:
+    model = quantized(network(), INPUTS, **options)
+    manager = lower(model, INPUTS, minimum_deployment_target=given, compute_precision=ct.precision.FLOAT32)
+    assert calls(manager) == {"executorch_call_delegate": 1}
+    assert target(manager) == expected
+    (result,) = host.load(blob(manager), policy="float32").run(list(INPUTS))
+    assert signal_to_noise(model(*INPUTS), result) > 100
+
+
+def test_activations_are_quantized_in_the_model() -> None:
+    types = [operation.type for operation in operations(lower(quantized(network(), INPUTS), INPUTS))]
+    assert types.count("quantize") >= 3
+    assert types.count("dequantize") >= types.count("quantize")
+
+
+def small_weights() -> nn.Module:
+    """A layer whose int8 weights all happen to fit into 4 bits."""
+    model = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(4) * 127)
+        model.weight[0, 1:] = torch.tensor([1.0, 2.0, 3.0])
+    converted = quantized(model, (torch.ones(1, 4),), activation=None)
+    for name, buffer in converted.named_buffers():
+        if buffer.dtype == torch.int8:
+            converted.get_buffer(name).copy_(buffer.clamp(-7, 7))
+    return converted
+
+
+def stored_bits(manager) -> set[str]:
+    """Declared types of all integer constants with more than one element."""
+    found = set()
+    for operation in operations(manager):
+        if not operation.type.startswith("constexpr_"):
+            continue
+        for attribute in ("data", "quantized_data"):
+            if attribute in operation.attributes:
+                found.add(NAMES[operation.attributes[attribute].type.tensorType.dataType])
+            if attribute in operation.inputs:
+                for argument in operation.inputs[attribute].arguments:
+                    found.add(NAMES[argument.value.type.tensorType.dataType])
+    return found
+
+
+def test_stored_types_follow_the_declared_range_and_not_the_values() -> None:
+    inputs = (torch.ones(1, 4),)
+    assert stored_bits(lower(small_weights(), inputs, minimum_deployment_target=ct.target.iOS18)) == {"INT8"}
+    four_bits = quantized(nn.Linear(4, 4), inputs, activation=None, weight_range=(-8, 7))
+    assert stored_bits(lower(four_bits, inputs)) == {"INT4"}
+
+
+def test_a_narrow_range_of_activations_is_kept() -> None:
+    narrow = replace(ACTIVATION, quant_max=63)
+    model = quantized(network(), INPUTS, activation=narrow)
+    louder = tuple(value * 4 for value in INPUTS)
+    manager = lower(model, INPUTS, compute_precision=ct.precision.FLOAT32)
+    (result,) = host.load(blob(manager), policy="float32").run(list(louder))
+    assert signal_to_noise(model(*louder), result) > 100
+
+
+def test_specs_given_to_quantized_programs_are_not_changed() -> None:
+    specs = CoreMLBackend.generate_compile_specs()
+    before = [(spec.key, spec.value) for spec in specs]
+    lower(quantized(network(), INPUTS), INPUTS, partitioner=CoreMLPartitioner(compile_specs=specs))
+    assert [(spec.key, spec.value) for spec in specs] == before
