@@ -1,0 +1,286 @@
+import contextlib
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+import coremltools as ct
+import numpy as np
+import pytest
+import torch
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.models.datatypes import Array
+from coremltools.models.neural_network import NeuralNetworkBuilder
+from host.mil import convert
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from partitioner import host
+from partitioner.blob import write_blob
+from partitioner.host.registry import OPS
+
+WEIGHT = np.arange(32, dtype=np.float32).reshape(4, 8) / 8
+X = np.arange(8, dtype=np.float32)[None]
+
+
+def _model() -> ct.models.MLModel:
+    return convert(lambda x: mb.linear(x=x, weight=WEIGHT, name="y"), {"x": X})
+
+
+def _files(package) -> dict[str, bytes]:
+    return {
+        f"model.mlpackage/{path.relative_to(package).as_posix()}": path.read_bytes()
+        for path in sorted(package.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    path = tmp_path_factory.mktemp("package") / "model.mlpackage"
+    _model().save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def blob_files(package):
+    return {"metadata.json": json.dumps({"inputNames": ["x"], "outputNames": ["y"]}).encode(), **_files(package)}
+
+
+def test_every_source_gives_the_same_program(package, blob_files, tmp_path):
+    blob = write_blob(blob_files)
+    (tmp_path / "blob").write_bytes(blob)
+    for source in (_model(), package, str(package), blob, memoryview(blob), tmp_path / "blob"):
+        program = host.load(source)
+        assert [(feature.name, feature.shape) for feature in program.inputs] == [("x", (1, 8))]
+        np.testing.assert_array_equal(program.predict({"x": X})["y"], X @ WEIGHT.T)
+        (output,) = program.run([torch.from_numpy(X)])
+        np.testing.assert_array_equal(output.numpy(), X @ WEIGHT.T)
+
+
+def test_positional_order_is_the_one_of_the_blob():
+    inputs = {"a": X, "b": 2 * X}
+    model = convert(lambda a, b: [mb.sub(x=a, y=b, name="c"), mb.add(x=a, y=b, name="d")], inputs)
+    files = _files_of(model)
+    metadata = {"inputNames": ["b", "a"], "outputNames": ["d", "c"]}
+    program = host.load(write_blob({"metadata.json": json.dumps(metadata).encode(), **files}))
+    d, c = program.run([torch.from_numpy(2 * X), torch.from_numpy(X)])
+    np.testing.assert_array_equal(d.numpy(), 3 * X)
+    np.testing.assert_array_equal(c.numpy(), -X)
+
+
+def _files_of(model):
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.mlpackage"
+        model.save(str(path))
+        return _files(path)
+
+
+def test_interface_types_are_the_declared_ones():
+    inputs = {"x": X.astype(np.float16)}
+    program = host.load(convert(lambda x: mb.cast(x=mb.sqrt(x=x), dtype="int32"), inputs, ios=16))
+    assert program.inputs[0].dtype.name == "fp16"
+    assert program.run([torch.from_numpy(inputs["x"])])[0].dtype == torch.int32
+    program = host.load(convert(lambda x: mb.sqrt(x=x, name="y"), inputs, ios=16), policy="float32")
+    assert program.predict(inputs)["y"].dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, r"missing \['x'\]"),
+        ({"x": X, "z": X}, r"unknown \['z'\].*takes \['x'\]"),
+        ({"x": X[0]}, r"'x': got shape \(8,\), expected \(1, 8\)"),
+        ({"x": np.zeros((1, 9), np.float32)}, r"got shape \(1, 9\), expected \(1, 8\)"),
+        ({"x": X.astype(np.complex64)}, r"got torch.complex64, expected fp32"),
+        ({"x": np.array([["a"] * 8])}, "cannot read"),
+    ],
+)
+def test_wrong_inputs_are_named(package, data, message):
+    with pytest.raises(host.InputError, match=message):
+        host.load(package).predict(data)
+
+
+def test_wrong_positional_inputs_are_named(package):
+    program = host.load(package)
+    with pytest.raises(host.InputError, match=r"got 0 inputs, expected 1 in the order \['x'\]"):
+        program.run([])
+    with pytest.raises(ValueError, match="no function 'f'"):
+        program.run([torch.from_numpy(X)], function="f")
+
+
+def test_integers_must_fit_and_fractions_are_refused():
+    program = host.load(convert(lambda x: mb.add(x=x, y=np.int32(1), name="y"), {"x": np.array([1, 2], np.int32)}))
+    np.testing.assert_array_equal(program.predict({"x": np.array([1, 2], np.int64)})["y"], [2, 3])
+    with pytest.raises(host.InputError, match="do not fit the declared type int32"):
+        program.predict({"x": np.array([1, 2**40])})
+    with pytest.raises(host.InputError, match=r"got torch.float32, expected int32"):
+        program.predict({"x": np.array([1.0, 2.0], np.float32)})
+
+
+def test_outputs_never_share_memory_with_inputs_or_constants():
+    constant = np.full((1, 8), 3.0, np.float32)
+    program = host.load(
+        convert(lambda x: [mb.identity(x=x, name="same"), mb.add(x=constant, y=0.0, name="c")], {"x": X})
+    )
+    given = torch.from_numpy(X.copy())
+    for _ in range(2):
+        same, fixed = program.run([given])
+        assert fixed.tolist() == constant.tolist()
+        same.fill_(7)
+        fixed.fill_(7)
+    assert given.tolist() == X.tolist()
+
+
+def test_runs_in_threads_agree():
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+
+    def build(x):
+        for _ in range(20):
+            x = mb.tanh(x=mb.linear(x=x, weight=weight))
+        return x
+
+    program = host.load(convert(build, {"x": np.zeros((1, 64), np.float32)}))
+    inputs = [torch.full((1, 64), float(index)) for index in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda x: program.run([x])[0], inputs))
+    for x, result in zip(inputs, together, strict=True):
+        assert torch.equal(program.run([x])[0], result)
+
+
+def test_values_die_after_their_last_use():
+    def build(x):
+        for _ in range(4):
+            x = mb.exp(x=x)
+        return x
+
+    program = host.load(convert(build, {"x": X}))
+    program.predict({"x": -X})
+    steps = program._plans["main"].body.steps
+    assert [step.frees for step in steps] == [(), *[(step.outputs[0],) for step in steps[:-1]]]
+
+
+def test_unknown_operations_are_all_listed_and_can_be_defined():
+    def build(x):
+        return mb.sinh(x=mb.cosh(x=x), name="y")
+
+    model = convert(build, {"x": X})
+    spec = model.get_spec()
+    for operation in spec.mlProgram.functions["main"].block_specializations["CoreML7"].operations:
+        if operation.type in ("cosh", "sinh"):
+            operation.type = f"my_{operation.type}"
+    custom = ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
+    with pytest.raises(host.UnsupportedMilOpError, match=r"my_cosh \(IOS17\), my_sinh \(IOS17\)") as caught:
+        host.load(custom)
+    assert caught.value.missing == ("my_cosh (IOS17)", "my_sinh (IOS17)")
+
+    @host.register_op("my_cosh", "my_sinh", since=host.Opset.IOS17)
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    try:
+        np.testing.assert_array_equal(host.load(custom).predict({"x": X})["y"], 4 * X)
+    finally:
+        for name in ("my_cosh", "my_sinh"):
+            OPS.remove(name, host.Opset.IOS17)
+
+
+def test_failures_name_the_operation():
+    index = np.array([9], np.int32)
+    program = host.load(convert(lambda x, i: mb.gather(x=x, indices=i, axis=1, name="g"), {"x": X, "i": index}))
+    with pytest.raises(host.ExecutionError, match=r"gather 'g' failed on \(indices: int32\[1\], x: float32\[1, 8\]\)"):
+        program.predict({"x": X, "i": index})
+
+
+def test_neural_networks_are_refused():
+    builder = NeuralNetworkBuilder([("x", Array(3))], [("y", Array(3))])
+    builder.add_activation("a", "RELU", "x", "y")
+    model = ct.models.MLModel(builder.spec)
+    with pytest.raises(host.ProgramFormatError, match="not an ML Program: the model is of type neuralNetwork"):
+        host.load(model)
+
+
+@pytest.mark.parametrize("escape", ["../weights/weight.bin", "/etc/passwd", "weights/../../secret"])
+def test_paths_out_of_the_package_are_refused(blob_files, escape):
+    spec = _model().get_spec()
+    for operation in spec.mlProgram.functions["main"].block_specializations["CoreML7"].operations:
+        for value in operation.attributes.values():
+            if value.WhichOneof("value") == "blobFileValue":
+                value.blobFileValue.fileName = f"@model_path/{escape}"
+    path = next(path for path in blob_files if path.endswith(".mlmodel"))
+    with pytest.raises(host.ProgramFormatError, match="must be relative and stay inside"):
+        host.load(write_blob({**blob_files, path: spec.SerializeToString()}))
+
+
+def test_links_out_of_the_package_are_refused(package, tmp_path):
+    copy = tmp_path / "copy.mlpackage"
+    shutil.copytree(package, copy)
+    (weight,) = copy.rglob("weight.bin")
+    secret = tmp_path / "weight.bin"
+    weight.rename(secret)
+    weight.symlink_to(secret)
+    with pytest.raises(host.ProgramFormatError, match="leads outside"):
+        host.load(copy)
+
+
+def test_other_bytes_are_refused(tmp_path):
+    for data in (b"", b"ET12", b"hello", bytes(100)):
+        with pytest.raises(host.ProgramFormatError, match=r"not a \.pte program, and not a delegate blob"):
+            host.load(data)
+    with pytest.raises(host.ProgramFormatError, match="cannot read"):
+        host.load(tmp_path / "missing")
+    with pytest.raises(TypeError, match="cannot load a int"):
+        host.load(3)
+
+
+def _corrupted(blob_files, name, data):
+    return write_blob({**blob_files, next(path for path in blob_files if path.endswith(name)): data})
+
+
+@pytest.mark.parametrize("name", ["Manifest.json", "model.mlmodel", "weight.bin", "metadata.json"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_corrupt_files_give_named_errors(blob_files, name, data):
+    original = next(content for path, content in blob_files.items() if path.endswith(name))
+    position = data.draw(st.integers(0, len(original) - 1))
+    changed = bytearray(original)
+    if data.draw(st.booleans()):
+        del changed[position:]
+    else:
+        changed[position] ^= 1 << data.draw(st.integers(0, 7))
+    # Some changes only alter numbers; whatever fails must fail with an error of the runtime.
+    with contextlib.suppress(host.HostError):
+        host.load(_corrupted(blob_files, name, bytes(changed))).predict({"x": X})
+
+
+@pytest.mark.parametrize("cut", [0, 10, 64, 100, 130])
+def test_truncated_weights_are_named(blob_files, cut):
+    weights = next(content for path, content in blob_files.items() if path.endswith("weight.bin"))
+    with pytest.raises(host.ProgramFormatError, match=r"weights/weight.bin"):
+        host.load(_corrupted(blob_files, "weight.bin", weights[:cut]))
+
+
+def test_policies_are_named_and_differ():
+    x = np.array([[1.0, 2049.0]], np.float32)
+
+    def build(x):
+        return mb.cast(x=mb.add(x=mb.cast(x=x, dtype="fp16"), y=np.float16(0.0001)), dtype="fp32", name="y")
+
+    model = convert(build, {"x": x})
+    assert host.load(model).policy.name == "storage16"
+    np.testing.assert_array_equal(host.load(model).predict({"x": x})["y"], [[1.0, 2048.0]])
+    exact = x + np.float32(np.float16(0.0001))
+    np.testing.assert_array_equal(host.load(model, policy="float32").predict({"x": x})["y"], exact)
+    with pytest.raises(ValueError, match=r"choose one of \['float32', 'storage16'\]"):
+        host.load(model, policy="exact")
+
+
+def test_importing_the_host_runtime_is_light():
+    heavy = ("coremltools", "executorch")
+    code = f"import sys; from partitioner import host; host.load; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+    assert result.stderr == ""
