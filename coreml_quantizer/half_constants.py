@@ -25,11 +25,23 @@ So do single elements beyond the range of float16, such as masks near finfo.min.
 _SCALAR_ARGUMENTS: Mapping[torch._ops.OpOverloadPacket, tuple[int | str, ...]] = MappingProxyType(
     {
         **dict.fromkeys((aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub), (0, 1)),
-        **dict.fromkeys((aten.mul, aten.mul_, aten.div, aten.div_), (0, 1)),
+        **dict.fromkeys((aten.mul, aten.mul_), (0, 1)),
         aten.scaled_dot_product_attention: ("scale",),
     }
 )
 """Operators whose scalar operands become float16 constants of the program, and where those stand."""
+
+_DIVISIONS: Mapping[torch._ops.OpOverload, torch._ops.OpOverload] = MappingProxyType(
+    {aten.div.Tensor: aten.mul.Tensor, aten.div_.Tensor: aten.mul_.Tensor}
+)
+"""Division by a scalar, and the product with its reciprocal that Core ML Tools (divide_to_multiply) makes of it."""
+
+_EPSILONS: Mapping[torch._ops.OpOverloadPacket, int] = MappingProxyType(
+    {aten.layer_norm: 4, aten.rms_norm: 3, aten.group_norm: 4, aten.batch_norm: 7, aten.instance_norm: 7}
+)
+"""Norms, and where their eps stands. Core ML Tools stores an eps below float16 as the smallest float16 number."""
+
+_SMALLEST_HALF = 2.0**-24
 
 _BIAS_POSITION = 2
 """Where every convolution and linear layer takes its bias. A bias is added to values of ordinary size, so what float16
@@ -53,6 +65,7 @@ def round_constants_to_half(graph_module: GraphModule, quantized_weights: Iterab
             is_bias = all(_takes_as_bias(user, node) for user in node.users)
             _round_tensor(graph_module, str(node.target), negligible=is_bias)
         elif node.op == "call_function":
+            _multiply_by_reciprocal(node)
             _round_scalars(node)
 
 
@@ -76,9 +89,22 @@ def _round_tensor(graph_module: GraphModule, target: str, negligible: bool) -> N
     setattr(owner, name, torch.nn.Parameter(rounded, value.requires_grad) if is_parameter else rounded)
 
 
+def _multiply_by_reciprocal(node: Node) -> None:
+    product = _DIVISIONS.get(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
+    divisor = node.args[1] if len(node.args) > 1 else None
+    if product is not None and isinstance(divisor, int | float) and divisor != 0:
+        node.target = product
+        node.update_arg(1, 1.0 / divisor)
+
+
 def _round_scalars(node: Node) -> None:
     packet = getattr(node.target, "overloadpacket", None)
-    for key in _SCALAR_ARGUMENTS.get(packet, ()) if packet is not None else ():
+    if packet is None:
+        return
+    epsilon = _EPSILONS.get(packet)
+    if epsilon is not None and len(node.args) > epsilon and isinstance(node.args[epsilon], float):
+        node.update_arg(epsilon, max(float(torch.tensor(node.args[epsilon]).half()), _SMALLEST_HALF))
+    for key in _SCALAR_ARGUMENTS.get(packet, ()):
         if isinstance(key, str):
             if isinstance(node.kwargs.get(key), float):
                 node.update_kwarg(key, _rounded_scalar(node.kwargs[key]))

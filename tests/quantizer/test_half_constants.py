@@ -72,3 +72,24 @@ def test_a_bias_may_vanish() -> None:
     model = nn.Conv2d(3, 4, 3)
     nn.init.constant_(model.bias, 1e-14)
     assert torch.equal(prepare(model, IMAGE).get_parameter("bias"), torch.zeros(4))
+
+
+@pytest.mark.parametrize(("eps", "expected"), [(1e-5, float(torch.tensor(1e-5).half())), (1e-12, 2.0**-24)])
+def test_the_eps_of_a_norm_is_the_stored_one(eps: float, expected: float) -> None:
+    prepared = prepare(nn.LayerNorm(8, eps=eps), IMAGE)
+    (norm,) = calls(prepared, torch.ops.aten.layer_norm)
+    assert norm.args[4] == expected
+
+
+class Divided(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 2.449489742783178 / 4
+
+
+def test_division_by_a_scalar_is_the_product_that_core_ml_computes() -> None:
+    prepared = prepare(Divided(), IMAGE)
+    assert not calls(prepared, torch.ops.aten.div)
+    first, second = calls(prepared, torch.ops.aten.mul)
+    assert first.args[1] == float(torch.tensor(1 / 2.449489742783178).half())
+    assert second.args[1] == 0.25
+    torch.testing.assert_close(prepared(*IMAGE), Divided()(*IMAGE), rtol=2**-11, atol=0)
