@@ -56,11 +56,12 @@ def can_share(options: Options, explicit: bool) -> bool:
                 f"partitions ({listing}); use {_DISABLE}"
             )
         return False
-    low = [item for item in everything if (item.minimum_deployment_target or _FIRST_TARGET) < _FIRST_TARGET]
+    targets = [item.minimum_deployment_target for item in everything]
+    low = [target for target in targets if target is not None and target < _FIRST_TARGET]
     if low and explicit:
         raise DeploymentTargetError(
             f"methods that share weights need the deployment target {_FIRST_TARGET.name}; it is "
-            f"{low[0].minimum_deployment_target.name}. Use CoreMLBackend.generate_compile_specs("
+            f"{min(low).name}. Use CoreMLBackend.generate_compile_specs("
             f"minimum_deployment_target=ct.target.{_FIRST_TARGET.name}), or {_DISABLE}"
         )
     return not low

@@ -55,13 +55,12 @@ def constant_dequantize(data: Array, scale: Array, zero_point: Array, axis: int 
         name: The name of the result.
     """
     if not is_current_opset_version_compatible_with(AvailableTarget.iOS18):
-        axis = 0 if axis is None else axis
-        offset = zero_point.astype(data.dtype)
+        offsets = zero_point.astype(data.dtype).reshape(-1)
         return mb.constexpr_affine_dequantize(
             quantized_data=data,
-            zero_point=offset.reshape(-1)[0] if scale.size == 1 else offset.reshape(-1),
+            zero_point=offsets[0] if scale.size == 1 else offsets,
             scale=scale.reshape(-1)[0] if scale.size == 1 else scale.reshape(-1),
-            axis=np.int32(axis),
+            axis=np.int32(0 if axis is None else axis),
             name=name,
         )
     shape = [1] * data.ndim
@@ -95,18 +94,16 @@ def _declared_dtype(node: Any) -> np.dtype[Any]:
 
 
 def _quantized(x: Any, scale: Any, zero_point: Any, dtype: np.dtype[Any], axis: int | None, name: str) -> Any:
-    offset = np.asarray(zero_point).astype(dtype) if np.any(zero_point) else None
-    scale = np.asarray(scale, np.float32)
+    parameters = _parameters(np.asarray(scale, np.float32), np.asarray(zero_point), dtype, axis)
+    return mb.quantize(input=x, output_dtype=dtype.name, name=name, **parameters)
+
+
+def _parameters(scale: Array, zero_point: Array, dtype: Any, axis: int | None) -> dict[str, Any]:
+    """Arguments of the MIL operations; a zero point of zero is left out, and without an axis both are scalars."""
+    offset = zero_point.astype(dtype) if np.any(zero_point) else None
     if axis is None:
-        scale, offset = scale.reshape(-1)[0], None if offset is None else offset.reshape(-1)[0]
-    return mb.quantize(
-        input=x,
-        scale=scale,
-        zero_point=offset,
-        axis=None if axis is None else np.int32(axis),
-        output_dtype=dtype.name,
-        name=name,
-    )
+        return {"scale": scale.reshape(-1)[0], "zero_point": None if offset is None else offset.reshape(-1)[0]}
+    return {"scale": scale, "zero_point": offset, "axis": np.int32(axis)}
 
 
 @set_converter(
@@ -134,13 +131,9 @@ def _dequantize(context: Any, node: Any) -> None:
 
 
 def _dequantized(x: Any, scale: Array, zero_point: Array, axis: int | None, name: str) -> Any:
-    dtype = types.nptype_from_builtin(x.dtype)
-    offset = zero_point.astype(dtype) if np.any(zero_point) else None
-    if axis is None:
-        scale, offset = scale.reshape(-1)[0], None if offset is None else offset.reshape(-1)[0]
-    channel = None if axis is None else np.int32(axis)
+    parameters = _parameters(scale, zero_point, types.nptype_from_builtin(x.dtype), axis)
     if x.rank > 0:
-        return mb.dequantize(input=x, scale=scale, zero_point=offset, axis=channel, name=name)
+        return mb.dequantize(input=x, name=name, **parameters)
     # The MIL operation takes tensors only, and torch also dequantizes scalars.
     widened = mb.expand_dims(x=x, axes=(0,))
-    return mb.squeeze(x=mb.dequantize(input=widened, scale=scale, zero_point=offset, axis=channel), name=name)
+    return mb.squeeze(x=mb.dequantize(input=widened, **parameters), name=name)

@@ -42,11 +42,13 @@ def test_another_process_writes_the_same_programs() -> None:
         "PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1",
         "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
     }
-    other = subprocess.run(
-        [sys.executable, "-c", _SCRIPT], env=environment, capture_output=True, text=True, timeout=300, check=True
+    other = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     here = {name: hashlib.sha256(lower(*build(name)).to_executorch().buffer).hexdigest() for name in ("bert", "unet")}
-    assert dict(line.split() for line in other.stdout.splitlines()) == here
+    output, problems = other.communicate(timeout=300)
+    assert other.returncode == 0, problems
+    assert dict(line.split() for line in output.splitlines()) == here
 
 
 def test_identifier_is_a_hash_of_the_content() -> None:
