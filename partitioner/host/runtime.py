@@ -151,15 +151,20 @@ def _check_available(runtime: Any, entry: Method) -> None:
         raise DelegateUnavailableError(
             f"method {entry.name!r} needs the backends {missing}, which are not registered here"
         )
-    kernels = runtime.operator_registry.operator_names
-    unknown = sorted(
-        {name for name in entry.operators if name.removesuffix(".default") not in kernels | {name}} - kernels
-    )
+    unknown = _unknown_operators(runtime, entry)
+    if any(name.startswith("quantized_decomposed::") for name in unknown):
+        # ExecuTorch ships these kernels apart from the others, registered by this import.
+        import_module("executorch.kernels.quantized")
+        unknown = _unknown_operators(runtime, entry)
     if unknown:
         raise ExecutionError(
             f"method {entry.name!r} calls operators that ExecuTorch has no kernel for here: {unknown}; "
-            "for quantized_decomposed import executorch.kernels.quantized first, else delegate them to Core ML"
+            "import the package that registers them, or delegate them to Core ML"
         )
+
+
+def _unknown_operators(runtime: Any, entry: Method) -> list[str]:
+    return sorted(set(entry.operators) - runtime.operator_registry.operator_names)
 
 
 def _raise_cause(native: _Native, fallback: PartitionerError, failure: RuntimeError) -> NoReturn:

@@ -136,6 +136,24 @@ def accumulator() -> Case:
     return _lower({"forward": Accumulator()}, (torch.randn(4),), target="iOS18")
 
 
+class Quantized(nn.Module):
+    def forward(self, x):
+        q = torch.ops.quantized_decomposed.quantize_per_tensor(x, 0.25, 3, -128, 127, torch.int8)
+        return torch.ops.quantized_decomposed.dequantize_per_tensor(q, 0.25, 3, -128, 127, torch.int8)
+
+
+@cache
+def portable_quantization() -> Case:
+    """No delegate: kernels that ExecuTorch registers on an import of their own."""
+    import executorch.kernels.quantized  # noqa: F401
+    import torch.ao.quantization.fx._decomposed
+
+    torch.manual_seed(8)
+    model, inputs = Quantized(), (torch.randn(4, 4),)
+    lowered = to_edge_transform_and_lower(export(model, inputs, strict=False))
+    return Case(lowered.to_executorch().buffer, {"forward": model}, inputs)
+
+
 @cache
 def integers() -> Case:
     torch.manual_seed(7)

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -175,6 +176,31 @@ def test_dynamic_shape_above_the_bound_is_refused():
 def test_missing_file_is_a_format_error(tmp_path):
     with pytest.raises(ProgramFormatError, match="No such file"):
         host.run(tmp_path / "absent.pte", torch.zeros(1))
+
+
+@needs_native
+def test_kernels_of_quantized_operators_are_loaded_when_needed():
+    """In a process that has not imported them: building the program here has."""
+    code = """
+import sys, torch
+from partitioner import host
+x = (torch.arange(16.0).reshape(4, 4) - 8) / 16
+(got,) = host.run(sys.stdin.buffer.read(), x)
+assert "executorch.kernels.quantized" in sys.modules
+torch.testing.assert_close(got, torch.round(x / 0.25) * 0.25, rtol=0, atol=0)
+"""
+    command = [sys.executable, "-c", code]
+    pte = programs.portable_quantization().pte
+    done = subprocess.run(command, input=pte, capture_output=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+
+
+@needs_native
+def test_operators_without_kernels_are_named():
+    case = programs.split()
+    patched = case.pte.replace(b"aten::relu\0", b"aten::rehu\0")
+    with pytest.raises(ExecutionError, match=r"no kernel for here: \['aten::rehu\.out'\]"):
+        host.run(patched, *case.inputs)
 
 
 @needs_native
