@@ -3,6 +3,8 @@ import pytest
 from coremltools.converters.mil.mil import Builder as mb
 from host.mil import run
 
+from partitioner import host
+
 X = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
 COMBINE = {
     "add": np.add,
@@ -83,3 +85,16 @@ def test_repeated_indices_accumulate(mode):
     (output,) = run(lambda x: mb.scatter(data=x, indices=rows, updates=updates, axis=0, mode=mode), {"x": data})
     assert output[0, 0] == 1.0
     assert output[1, 0] == {"add": 15.0, "sub": -13.0, "mul": 64.0, "max": 8.0}[mode]
+
+
+def test_validated_indices_must_not_be_negative():
+    index = np.array([-1], np.int32)
+
+    def build(x, i):
+        return [
+            mb.gather(x=x, indices=i, axis=1, validate_indices=True),
+            mb.scatter(data=x, indices=i, updates=X[:, :1], axis=1, validate_indices=True),
+        ]
+
+    with pytest.raises(host.ExecutionError, match="index -1 is negative and the operation validates its indices"):
+        run(build, {"x": X, "i": index})

@@ -87,6 +87,21 @@ def test_resampling_agrees_with_grid_sample(mode, padding, torch_padding, aligne
     assert np.abs(output - reference).max() <= 64 * ROUNDING
 
 
+def test_nearest_resizing_takes_the_pixel_at_the_grid_point():
+    ramp = np.arange(3, dtype=np.float32).reshape(1, 1, 3)
+
+    def build(x):
+        shared = {"x": x, "resized_dims": np.uint32(1), "interpolation_mode": "NEAREST_NEIGHBOR"}
+        return [
+            mb.resize(**shared, shape=[6]),
+            mb.resize(**shared, shape=[5], sampling_mode="STRICT_ALIGN_CORNERS"),
+            mb.resize(**shared, shape=[0]),
+        ]
+
+    outputs = run(build, {"x": ramp})
+    assert [output.flatten().tolist() for output in outputs] == [[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2], [0, 1, 2]]
+
+
 def test_affine_transforms_agree_with_torch():
     matrix = np.array([[0.8, 0.1, -0.2, -0.1, 1.1, 0.3]], np.float32)
 

@@ -125,10 +125,9 @@ def _scaled(x: torch.Tensor, height: float, width: float) -> tuple[int, int]:
 
 
 def _nearest(size: int, count: int, sampling_mode: str) -> torch.Tensor:
+    # Halfway positions go to the lower pixel, so that doubling repeats every pixel.
     points = grid_points(size, count, sampling_mode)
-    if sampling_mode in ("DEFAULT", "OFFSET_CORNERS"):
-        return (points + 1e-9).floor().to(torch.int64)
-    return (points + 0.5).floor().clamp(max=size - 1).to(torch.int64)
+    return (points - 0.5).ceil().to(torch.int64)
 
 
 def _linear(x: torch.Tensor, axis: int, count: int, sampling_mode: str) -> torch.Tensor:

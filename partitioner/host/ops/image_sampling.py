@@ -7,29 +7,29 @@ import torch.nn.functional as F
 
 from partitioner.host.registry import register_op
 
-_Map = Callable[[torch.Tensor, int], torch.Tensor]
+_Fold = Callable[[torch.Tensor, int], torch.Tensor]
 
 
-def _border(index: torch.Tensor, size: int) -> torch.Tensor:
-    return index.clamp(0, size - 1)
+def _border(position: torch.Tensor, size: int) -> torch.Tensor:
+    return position.clamp(0, size - 1)
 
 
-def _reflection(index: torch.Tensor, size: int) -> torch.Tensor:
+def _reflection(position: torch.Tensor, size: int) -> torch.Tensor:
     if size == 1:
-        return torch.zeros_like(index)
-    folded = torch.remainder(index, 2 * (size - 1))
-    return torch.where(folded > size - 1, 2 * (size - 1) - folded, folded)
+        return torch.zeros_like(position)
+    folded = torch.remainder(position, 2 * (size - 1))
+    return torch.minimum(folded, 2 * (size - 1) - folded)
 
 
-def _symmetric(index: torch.Tensor, size: int) -> torch.Tensor:
-    folded = torch.remainder(index, 2 * size)
-    return torch.where(folded > size - 1, 2 * size - 1 - folded, folded)
+def _symmetric(position: torch.Tensor, size: int) -> torch.Tensor:
+    folded = torch.remainder(position + 0.5, 2 * size)
+    return (torch.minimum(folded, 2 * size - folded) - 0.5).clamp(0, size - 1)
 
 
-# Which pixel stands for one that lies outside.
-_OUTSIDE: dict[str, _Map] = {
+# Which position inside the image stands for one outside.
+_FOLDS: dict[str, _Fold] = {
     "border": _border,
-    "constant": _border,
+    "constant": lambda position, size: position,
     "reflection": _reflection,
     "symmetric": _symmetric,
 }
@@ -49,6 +49,9 @@ def resample(
     points = coordinates.to(torch.float32)
     columns = _pixels(points[..., 0], x.shape[-1], coordinates_mode, align_corners)
     rows = _pixels(points[..., 1], x.shape[-2], coordinates_mode, align_corners)
+    if padding_mode not in _FOLDS:
+        raise ValueError(f"unknown padding mode {padding_mode!r}; choose one of {sorted(_FOLDS)}")
+    rows, columns = _FOLDS[padding_mode](rows, x.shape[-2]), _FOLDS[padding_mode](columns, x.shape[-1])
     if sampling_mode == "nearest":
         return _pick(x, rows.round(), columns.round(), padding_mode, padding_value)
     top, left = rows.floor(), columns.floor()
@@ -89,11 +92,9 @@ def _pick(
     x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, padding_mode: str, padding_value: float
 ) -> torch.Tensor:
     """Pixels (B, C, H2, W2) at whole rows and columns (B, H2, W2)."""
-    if padding_mode not in _OUTSIDE:
-        raise ValueError(f"unknown padding mode {padding_mode!r}; choose one of {sorted(_OUTSIDE)}")
     height, width = x.shape[-2:]
     row, column = rows.to(torch.int64), columns.to(torch.int64)
-    source = _OUTSIDE[padding_mode](row, height) * width + _OUTSIDE[padding_mode](column, width)
+    source = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
     index = source.flatten(1)[:, None].expand(-1, x.shape[1], -1)
     values = x.flatten(2).gather(2, index).reshape(*x.shape[:2], *rows.shape[1:])
     if padding_mode != "constant":

@@ -10,7 +10,10 @@ from partitioner.host.registry import Tensors, register_op
 @register_op("linear")
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """X @ weight.T + bias, with a weight of (outputs, inputs)."""
-    return F.linear(x, weight, bias)
+    if weight.dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    # Integer weights are allowed beside float inputs.
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 @register_op("matmul")

@@ -15,12 +15,12 @@ def _hard_sigmoid(x: torch.Tensor) -> torch.Tensor:
     return torch.clamp(0.2 * x + 0.5, 0, 1)
 
 
-# The constants are Core ML's fixed ones for recurrent layers.
+# With Core ML's default constants, which recurrent layers cannot change; a scaled tanh is then a plain one.
 _ACTIVATIONS: dict[str, _Activation] = {
     "hard_sigmoid": _hard_sigmoid,
     "linear": lambda x: x,
     "relu": torch.relu,
-    "scaled_tanh": lambda x: 1.7159 * torch.tanh(x * (2 / 3)),
+    "scaled_tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "sigmoid_hard": _hard_sigmoid,
     "tanh": torch.tanh,

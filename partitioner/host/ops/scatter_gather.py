@@ -12,14 +12,13 @@ def gather(
     x: torch.Tensor, indices: torch.Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
 ) -> torch.Tensor:
     """Slices of x along ``axis``; the first ``batch_dims`` dimensions of x and indices go together."""
-    del validate_indices  # torch always validates
     axis %= x.ndim
-    index = _wrapped(indices, x.shape[axis])
+    index = _wrapped(indices, x.shape[axis], validate_indices)
     if batch_dims == 0:
         return x.index_select(axis, index.flatten()).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
     batch = x.shape[:batch_dims]
     rows = zip(x.flatten(0, batch_dims - 1), index.flatten(0, batch_dims - 1), strict=True)
-    parts = [gather(row, chosen, axis - batch_dims) for row, chosen in rows]
+    parts = [gather(row, chosen, axis - batch_dims, validate_indices=validate_indices) for row, chosen in rows]
     return torch.stack(parts).reshape(*batch, *parts[0].shape)
 
 
@@ -28,9 +27,8 @@ def gather_along_axis(
     x: torch.Tensor, indices: torch.Tensor, axis: int = 0, validate_indices: bool = False
 ) -> torch.Tensor:
     """Elements of x along ``axis``, one index per result element; other dimensions broadcast."""
-    del validate_indices
     axis %= x.ndim
-    index = _wrapped(indices, x.shape[axis])
+    index = _wrapped(indices, x.shape[axis], validate_indices)
     shape = [max(a, b) for a, b in zip(x.shape, index.shape, strict=True)]
     source = x.expand(*shape[:axis], x.shape[axis], *shape[axis + 1 :])
     return source.gather(axis, index.expand(*shape[:axis], index.shape[axis], *shape[axis + 1 :]))
@@ -41,12 +39,11 @@ def gather_nd(
     x: torch.Tensor, indices: torch.Tensor, batch_dims: int = 0, validate_indices: bool = False
 ) -> torch.Tensor:
     """Slices of x at index vectors, which the last dimension of ``indices`` holds."""
-    del validate_indices
     if batch_dims == 0:
-        return x[_coordinates(x, indices)]
+        return x[_coordinates(x, indices, validate_indices)]
     batch = x.shape[:batch_dims]
     rows = zip(x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1), strict=True)
-    parts = [row[_coordinates(row, chosen)] for row, chosen in rows]
+    parts = [row[_coordinates(row, chosen, validate_indices)] for row, chosen in rows]
     return torch.stack(parts).reshape(*batch, *parts[0].shape)
 
 
@@ -69,9 +66,8 @@ def scatter(
     validate_indices: bool = False,
 ) -> torch.Tensor:
     """Data with the slices at ``indices`` along ``axis`` combined with updates."""
-    del validate_indices
     axis %= data.ndim
-    index = _wrapped(indices, data.shape[axis]).flatten()
+    index = _wrapped(indices, data.shape[axis], validate_indices).flatten()
     moved = updates.flatten(axis, axis + indices.ndim - 1) if indices.ndim else updates.unsqueeze(axis)
     return _combine(data.movedim(axis, 0), (index,), moved.movedim(axis, 0), mode).movedim(0, axis)
 
@@ -86,10 +82,9 @@ def scatter_along_axis(
     validate_indices: bool = False,
 ) -> torch.Tensor:
     """Data with the elements at ``indices`` along ``axis``, one index per update, combined with updates."""
-    del validate_indices
     axis %= data.ndim
     index = list(torch.meshgrid(*[torch.arange(size) for size in indices.shape], indexing="ij"))
-    index[axis] = _wrapped(indices, data.shape[axis])
+    index[axis] = _wrapped(indices, data.shape[axis], validate_indices)
     return _combine(data, tuple(index), updates, mode)
 
 
@@ -102,17 +97,19 @@ def scatter_nd(
     validate_indices: bool = False,
 ) -> torch.Tensor:
     """Data with the slices at index vectors combined with updates."""
-    del validate_indices
-    return _combine(data, _coordinates(data, indices), updates, mode)
+    return _combine(data, _coordinates(data, indices, validate_indices), updates, mode)
 
 
-def _wrapped(indices: torch.Tensor, size: int) -> torch.Tensor:
+def _wrapped(indices: torch.Tensor, size: int, validate: bool) -> torch.Tensor:
+    """Indices counted from the front. torch refuses those past the end; negative ones are an error if validated."""
     index = indices.to(torch.int64)
+    if validate and bool((index < 0).any()):
+        raise IndexError(f"index {int(index.min())} is negative and the operation validates its indices")
     return torch.where(index < 0, index + size, index)
 
 
-def _coordinates(x: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return tuple(_wrapped(part, size) for part, size in zip(indices.unbind(-1), x.shape, strict=False))
+def _coordinates(x: torch.Tensor, indices: torch.Tensor, validate: bool) -> tuple[torch.Tensor, ...]:
+    return tuple(_wrapped(part, size, validate) for part, size in zip(indices.unbind(-1), x.shape, strict=False))
 
 
 def _combine(data: torch.Tensor, index: tuple[torch.Tensor, ...], updates: torch.Tensor, mode: str) -> torch.Tensor:
