@@ -13,9 +13,9 @@ from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
 
 from partitioner import compile_specs as specs
-from partitioner.blob import write_blob
-from partitioner.canonical import module_files, package_files
-from partitioner.convert import ConvertedModel, convert
+from partitioner.canonical import package_files
+from partitioner.convert import ConvertedModel, convert, read_model
+from partitioner.delegate import delegate_blob
 from partitioner.errors import ConversionError
 from partitioner.multifunction import can_share, lower_shared
 from partitioner.stock import StockBackend
@@ -57,8 +57,8 @@ class CoreMLBackend(BackendDetails):
         """
         if not specs.is_marked(compile_specs):
             return StockBackend.preprocess(edge_program, compile_specs)
-        model = convert(edge_program, specs.parse(compile_specs))
-        return PreprocessResult(processed_bytes=_blob(model))
+        options = specs.parse(compile_specs)
+        return PreprocessResult(processed_bytes=_blob(convert(edge_program, options), options.model_type))
 
     @classmethod
     def preprocess_multimethod(
@@ -77,6 +77,16 @@ class CoreMLBackend(BackendDetails):
             if can_share(options, explicit=any(specs.states("weight_sharing", spec) for spec in everything)):
                 return lower_shared(edge_programs, options)
         return super().preprocess_multimethod(edge_programs, compile_specs)
+
+    @staticmethod
+    def preprocess_model(mlmodel: ct.models.MLModel, model_type: specs.ModelType) -> PreprocessResult:
+        """Wraps a Core ML model that was converted elsewhere.
+
+        Args:
+            mlmodel: An ML program.
+            model_type: Whether to store it as it is or compile it here, which needs macOS.
+        """
+        return PreprocessResult(processed_bytes=_blob(read_model(mlmodel), model_type))
 
     @staticmethod
     def generate_compile_specs(
@@ -204,8 +214,8 @@ class CoreMLBackend(BackendDetails):
         return specs.read_option("enumerated_shapes", compile_specs)
 
 
-def _blob(model: ConvertedModel) -> bytes:
+def _blob(model: ConvertedModel, model_type: specs.ModelType) -> bytes:
     names = model.names
     if not names["outputNames"]:
         raise ConversionError("the partition has no outputs; Core ML runs only models that return something")
-    return write_blob(module_files(package_files(model.spec, model.weights), names))
+    return delegate_blob(package_files(model.spec, model.weights), names, model_type)[1]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MODEL_DIRECTORY = "model.mlpackage"
+COMPILED_DIRECTORY = "model.mlmodelc"
 METADATA_FILE = "metadata.json"
 
 _AUTHOR = "com.apple.CoreML"
@@ -40,23 +41,26 @@ def package_files(spec: Any, weights: bytes | None) -> dict[str, bytes]:
     return {"Manifest.json": _manifest(items, _digest(files)), **files}
 
 
-def module_files(package: Mapping[str, bytes], names: Mapping[str, Any]) -> dict[str, bytes]:
-    """Lays out what the delegate reads: the package and its metadata.
+def module_files(
+    model: Mapping[str, bytes], names: Mapping[str, Any], directory: str = MODEL_DIRECTORY
+) -> dict[str, bytes]:
+    """Lays out what the delegate reads: the model and its metadata.
 
     Args:
-        package: The files of the mlpackage.
+        model: The files of the mlpackage or of the compiled model.
         names: What `metadata.json` says beside the identifier: ``inputNames`` and ``outputNames``, or ``methods``.
+        directory: The name under which the delegate finds the model.
 
     Returns:
         The files of the delegate's root directory.
     """
-    metadata = _json({"identifier": identifier(package, names), **names})
-    return {METADATA_FILE: metadata, **{f"{MODEL_DIRECTORY}/{path}": content for path, content in package.items()}}
+    metadata = _json({"identifier": identifier(model, names), **names})
+    return {METADATA_FILE: metadata, **{f"{directory}/{path}": content for path, content in model.items()}}
 
 
-def identifier(package: Mapping[str, bytes], names: Mapping[str, Any]) -> str:
+def identifier(model: Mapping[str, bytes], names: Mapping[str, Any]) -> str:
     """The cache key of a model on the device: a hash of everything that the model is."""
-    return "executorch_" + _digest({**package, METADATA_FILE: _json(names)}).hex()
+    return "executorch_" + _digest({**model, METADATA_FILE: _json(names)}).hex()
 
 
 def _canonical_spec(spec: Any) -> bytes:

@@ -148,7 +148,9 @@ def read_model(model: Any) -> ConvertedModel:
     """Takes the protobuf and the weights out of an `MLModel`."""
     weights = Path(model.weights_dir) / "weight.bin" if model.weights_dir else None
     content = weights.read_bytes() if weights is not None and weights.is_file() else None
-    return ConvertedModel(model.get_spec(), content or None)
+    spec = type(model.get_spec())()
+    spec.CopyFrom(model.get_spec())
+    return ConvertedModel(spec, content or None)
 
 
 def _needed_target(error: Exception) -> ct.target | None:

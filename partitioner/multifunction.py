@@ -15,10 +15,10 @@ from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.backend.backend_details import PreprocessResult
 from torch.export import ExportedProgram
 
-from partitioner.blob import write_blob
-from partitioner.canonical import identifier, module_files, package_files
+from partitioner.canonical import package_files
 from partitioner.compile_specs import LoweringOptions, WeightSharing
 from partitioner.convert import ConvertedModel, convert
+from partitioner.delegate import delegate_blob, write_files
 from partitioner.errors import CompileSpecError, DeploymentTargetError
 from partitioner.quiet import quiet_conversion
 
@@ -85,9 +85,10 @@ def lower_shared(programs: Programs, options: Options) -> dict[str, list[Preproc
             for name, program in programs.items()
         }
         names = {"methods": {name: model.names for name, model in models.items()}}
-        package = _combine(models)
-        keys.append("coreml_" + identifier(package, names))
-        store.add_named_data(keys[-1], write_blob(module_files(package, names)))
+        model_type = next(iter(options.values()))[position].model_type
+        identifier, blob = delegate_blob(_combine(models), names, model_type)
+        keys.append(f"coreml_{identifier}")
+        store.add_named_data(keys[-1], blob)
     data = store.get_named_data_store_output()
     return {
         name: [PreprocessResult(processed_bytes=_reference(key, name), data_store_output=data) for key in keys]
@@ -108,7 +109,7 @@ def _combine(models: Mapping[str, ConvertedModel]) -> dict[str, bytes]:
         for index, (method, model) in enumerate(models.items()):
             path = directory / f"{index}.mlpackage"
             # The merge wants a weight file, even an empty one.
-            _write(path, package_files(model.spec, model.weights or b""))
+            write_files(path, package_files(model.spec, model.weights or b""))
             functions.add_function(str(path), src_function_name="main", target_function_name=method)
         functions.default_function_name = next(iter(models))
         combined = directory / "combined.mlpackage"
@@ -116,13 +117,6 @@ def _combine(models: Mapping[str, ConvertedModel]) -> dict[str, bytes]:
         weights = combined / "Data/com.apple.CoreML/weights/weight.bin"
         content = weights.read_bytes() if weights.is_file() else b""
         return package_files(ct.utils.load_spec(str(combined)), content or None)
-
-
-def _write(directory: Path, files: Mapping[str, bytes]) -> None:
-    for path, content in files.items():
-        target = directory / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
 
 
 def _reference(key: str, method: str) -> bytes:
