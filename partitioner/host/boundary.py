@@ -114,12 +114,24 @@ def _checked_shape(feature: Feature, tensor: torch.Tensor) -> torch.Tensor:
     # Core ML has no rank-0 arrays: a scalar travels as one element.
     if len(expected) <= 1 and len(shape) <= 1 and math.prod(shape) == 1 and expected in ((), (1,)):
         return tensor.reshape(expected)
-    if len(shape) != len(expected) or any(
-        want is not None and got != want for got, want in zip(shape, expected, strict=True)
+    limits = _upper_bounds(feature, expected)
+    if len(shape) != len(expected) or not all(
+        got == want if want is not None else limit is None or got <= limit
+        for got, want, limit in zip(shape, expected, limits, strict=True)
     ):
-        text = ", ".join("any" if size is None else str(size) for size in expected)
+        text = ", ".join(
+            str(want) if want is not None else "any" if limit is None else f"up to {limit}"
+            for want, limit in zip(expected, limits, strict=True)
+        )
         raise InputError(f"input {feature.name!r}: got shape {shape}, expected ({text})")
     return tensor
+
+
+def _upper_bounds(feature: Feature, expected: tuple[int | None, ...]) -> list[int | None]:
+    """Largest sizes. Lower bounds are let go: torch.export turns a lower bound of 1 into 2 on the way to Core ML."""
+    if len(feature.ranges) != len(expected):
+        return [None] * len(expected)
+    return [high for _, high in feature.ranges]
 
 
 def _checked_dtype(feature: Feature, tensor: torch.Tensor, dtype: DType) -> torch.Tensor:

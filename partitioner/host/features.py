@@ -55,6 +55,10 @@ def _read_array(message: Any, place: str, declared: ValueType) -> Feature:
     array = message.type.multiArrayType
     shape = declared.shape if isinstance(declared, TensorType) else None
     enumerated = tuple(tuple(int(size) for size in entry.shape) for entry in array.enumeratedShapes.shapes)
+    ranges = tuple(
+        (int(size.lowerBound), None if size.upperBound < 0 else int(size.upperBound))
+        for size in array.shapeRange.sizeRanges
+    )
     default = array.WhichOneof("defaultOptionalValue")
     return Feature(
         message.name,
@@ -62,6 +66,7 @@ def _read_array(message: Any, place: str, declared: ValueType) -> Feature:
         _array_dtype(array.dataType, place),
         shape,
         shapes=enumerated,
+        ranges=ranges,
         optional=message.type.isOptional,
         default=float(getattr(array, default)) if default else 0.0,
     )

@@ -20,7 +20,8 @@ from partitioner.host.errors import InputError
 from partitioner.host.executor import run_plan
 from partitioner.host.images import from_image, to_image
 from partitioner.host.opening import Source, open_program
-from partitioner.host.plan import Plan, check_supported, make_plan
+from partitioner.host.plan import Plan
+from partitioner.host.planner import check_supported, make_plan
 from partitioner.host.policy import STORAGE16, Policy, get_policy
 from partitioner.host.program import Feature, Function, MilProgram
 from partitioner.host.registry import State

@@ -12,7 +12,14 @@ from partitioner.errors import BlobError
 from partitioner.host.errors import ProgramFormatError
 from partitioner.host.parsing import parse_model
 from partitioner.host.program import Feature, Function, MilProgram
-from partitioner.host.sources import ModelSource, directory_reader, folder_source, mapping_reader, package_source
+from partitioner.host.sources import (
+    ModelSource,
+    directory_reader,
+    folder_source,
+    map_file,
+    mapping_reader,
+    package_source,
+)
 
 Source: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str] | Any"
 
@@ -42,20 +49,16 @@ def open_program(source: Source) -> MilProgram:
 def _from_path(path: Path) -> MilProgram:
     if path.is_dir():
         return _parse(package_source(directory_reader(path)))
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ProgramFormatError(f"cannot read {path}: {error.strerror}") from None
-    return _from_bytes(memoryview(data))
+    return _from_bytes(map_file(path))
 
 
 def _from_bytes(data: memoryview) -> MilProgram:
     if bytes(data[4:6]) == _PTE_MAGIC:
-        return _from_pte(bytes(data))
+        return _from_pte(data)
     return _from_blob(data, {})
 
 
-def _from_pte(data: bytes) -> MilProgram:
+def _from_pte(data: memoryview) -> MilProgram:
     from partitioner.host.pte import delegate_blobs
 
     blobs = list(delegate_blobs(data))

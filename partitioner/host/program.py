@@ -107,6 +107,7 @@ class Feature:
         dtype: Element type of tensors and states, else None.
         shape: Default shape of tensors (None where it is flexible), or None when the rank is unknown.
         shapes: The allowed shapes when they are enumerated, else empty.
+        ranges: Smallest and largest size of each dimension when ranges are given (None: unbounded), else empty.
         optional: Whether an input may be left out.
         default: Value that fills an optional input that is left out.
         color: Color layout of images (``"RGB"``, ``"BGR"``, ``"GRAYSCALE"``, ``"GRAYSCALE_FLOAT16"``), else None.
@@ -117,6 +118,7 @@ class Feature:
     dtype: DType | None
     shape: tuple[int | None, ...] | None
     shapes: tuple[tuple[int, ...], ...] = ()
+    ranges: tuple[tuple[int, int | None], ...] = ()
     optional: bool = False
     default: float = 0.0
     color: str | None = None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil import get_new_symbol
 from coremltools.models.datatypes import Array
 from coremltools.models.neural_network import NeuralNetworkBuilder
 from host.mil import convert
@@ -28,6 +29,14 @@ X = np.arange(8, dtype=np.float32)[None]
 
 def _model() -> ct.models.MLModel:
     return convert(lambda x: mb.linear(x=x, weight=WEIGHT, name="y"), {"x": X})
+
+
+def _flexible(shape):
+    @mb.program(input_specs=[mb.TensorSpec(shape)], opset_version=ct.target.iOS16)
+    def program(x):
+        return mb.linear(x=x, weight=WEIGHT, name="y")
+
+    return program
 
 
 def _files(package) -> dict[str, bytes]:
@@ -110,6 +119,34 @@ def test_wrong_positional_inputs_are_named(package):
         program.run([])
     with pytest.raises(ValueError, match="no function 'f'"):
         program.run([torch.from_numpy(X)], function="f")
+
+
+def test_flexible_shapes_are_checked_against_their_ranges():
+    shape = ct.Shape((ct.RangeDim(2, 4, 2), 8))
+    program = _flexible((get_new_symbol(), 8))
+    model = ct.convert(
+        program,
+        inputs=[ct.TensorType("x", shape=shape)],
+        minimum_deployment_target=ct.target.iOS16,
+        compute_precision=ct.precision.FLOAT32,
+        skip_model_load=True,
+    )
+    loaded = host.load(model)
+    for rows in (2, 4):
+        x = np.ones((rows, 8), np.float32)
+        assert loaded.predict({"x": x})["y"].shape == (rows, 4)
+    with pytest.raises(host.InputError, match=r"got shape \(5, 8\), expected \(up to 4, 8\)"):
+        loaded.predict({"x": np.ones((5, 8), np.float32)})
+
+
+def test_optional_inputs_take_their_default():
+    model = convert(lambda x, y: mb.add(x=x, y=y, name="z"), {"x": X, "y": X})
+    spec = model.get_spec()
+    described = next(entry for entry in spec.description.input if entry.name == "y")
+    described.type.isOptional = True
+    described.type.multiArrayType.floatDefaultValue = 2.5
+    optional = ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
+    np.testing.assert_array_equal(host.load(optional).predict({"x": X})["z"], X + 2.5)
 
 
 def test_integers_must_fit_and_fractions_are_refused():
