@@ -1,9 +1,12 @@
+import coremltools as ct
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from coremltools.converters.mil.mil import Builder as mb
 from host.mil import run
+
+from partitioner import host
 
 X = np.random.default_rng(0).standard_normal((1, 2, 5, 6)).astype(np.float32)
 T = torch.from_numpy(X)
@@ -157,3 +160,26 @@ def test_non_maximum_suppression_keeps_the_best_of_overlapping_boxes():
         assert indices[0].tolist() == kept + [-1] * (3 - len(kept))
         np.testing.assert_array_equal(selected[0, : len(kept)], boxes[0, kept])
         np.testing.assert_array_equal(values[0, : len(kept)], scores[0, kept])
+
+
+def test_images_cross_as_pixels_in_the_declared_layout():
+    image_module = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(2).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    x = np.zeros((1, 3, 4, 5), np.float32)
+
+    @mb.program(input_specs=[mb.TensorSpec(x.shape)], opset_version=ct.target.iOS16)
+    def program(x):
+        return mb.mul(x=x, y=1.0, name="y")
+
+    model = ct.convert(
+        program,
+        inputs=[ct.ImageType("x", shape=x.shape, color_layout=ct.colorlayout.BGR, scale=0.5)],
+        minimum_deployment_target=ct.target.iOS16,
+        compute_precision=ct.precision.FLOAT32,
+        skip_model_load=True,
+    )
+    loaded = host.load(model)
+    result = loaded.predict({"x": image_module.fromarray(pixels)})["y"]
+    np.testing.assert_array_equal(result[0], pixels.transpose(2, 0, 1)[::-1] / 2)
+    with pytest.raises(host.InputError, match="got an image of mode L, expected RGB"):
+        loaded.predict({"x": image_module.fromarray(pixels[..., 0])})
