@@ -81,6 +81,7 @@ def mobilevit() -> tuple[nn.Module, Inputs]:
         hidden_sizes=[16, 24, 32],
         neck_hidden_sizes=[8, 8, 16, 16, 24, 24, 64],
         num_attention_heads=4,
+        output_stride=16,
     )
     inputs = (torch.randn(2, 3, 64, 64),)
     return settle(FirstOutput(MobileViTModel(config)), inputs), inputs
@@ -147,6 +148,7 @@ def build(name: str) -> tuple[nn.Module, Inputs]:
 
 def signal_to_noise(reference: Tensor, result: Tensor) -> float:
     """Signal-to-quantization-noise ratio of `result` in decibels; infinite when both are equal."""
+    reference, result = reference.detach(), result.detach()
     signal = reference.double().square().mean()
     noise = (reference.double() - result.double()).square().mean()
     return float(10 * torch.log10(signal / noise))

@@ -57,6 +57,10 @@ class WeightRole:
     channel_axis: int = 0
 
 
+def _always(node: Node) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class OpRule:
     """What one operator, in all its overloads, is to quantization.
@@ -69,6 +73,7 @@ class OpRule:
         output_range: What is known of its output; a function of the node where arguments decide.
         contracts: Position of an input to the axis that a product sums over, counted from the end; a constant there
             is a weight.
+        applies: Whether the rule holds for a node, where arguments decide; a node it does not hold for stays float.
         reason: Why it is treated so.
         source: Where that comes from.
     """
@@ -79,6 +84,7 @@ class OpRule:
     weight: WeightRole | None = None
     output_range: OutputRange | FixedSpec | Callable[[Node], OutputRange] = OutputRange.ANY
     contracts: tuple[tuple[int, int], ...] = ()
+    applies: Callable[[Node], bool] = _always
     reason: str = ""
     source: str = ""
 
@@ -115,9 +121,10 @@ class RuleTable:
         return self._rules.pop(op)
 
     def lookup(self, node: Node) -> OpRule | None:
-        """Returns the rule for a node of a graph, None when there is none."""
+        """Returns the rule that holds for a node of a graph, None when there is none."""
         packet: OpPacket | None = getattr(node.target, "overloadpacket", None)
-        return None if packet is None else self._rules.get(packet)
+        rule = None if packet is None else self._rules.get(packet)
+        return rule if rule is not None and rule.applies(node) else None
 
     def __iter__(self) -> Iterator[OpRule]:
         return iter(self._rules.values())

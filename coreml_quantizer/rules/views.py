@@ -1,6 +1,7 @@
 """Operators that move values without changing them."""
 
 import torch
+from torch.fx import Node
 
 from coreml_quantizer.rules.registry import OpRule, Treatment
 
@@ -9,7 +10,28 @@ aten = torch.ops.aten
 _WHY = "moves values without changing them"
 _SOURCE = "coremltools' LinearQuantizer shared-qparams patterns (flatten, identity, cat); values are copied"
 
+_PAD_MODE, _PAD_VALUE = 2, 3
+
+
+def _pads_with_values_of_its_range(node: Node) -> bool:
+    """pad(x, pad, mode, value): zero lies on every grid, and reflected or replicated values are those of the input."""
+    if node.target is aten.constant_pad_nd.default:
+        return not (len(node.args) > _PAD_MODE and node.args[_PAD_MODE])
+    mode = node.args[_PAD_MODE] if len(node.args) > _PAD_MODE else "constant"
+    return mode != "constant" or not (len(node.args) > _PAD_VALUE and node.args[_PAD_VALUE])
+
+
 RULES = (
+    *(
+        OpRule(
+            op,
+            Treatment.SHARED,
+            applies=_pads_with_values_of_its_range,
+            reason="adds zeros or copies of values; zero is exact under every scale and zero point",
+            source=_SOURCE,
+        )
+        for op in (aten.pad, aten.constant_pad_nd)
+    ),
     *(
         OpRule(op, Treatment.SHARED, reason=_WHY, source=_SOURCE)
         for op in (

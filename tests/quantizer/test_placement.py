@@ -222,6 +222,28 @@ def test_operators_that_keep_values_share_the_qparams_of_their_input(layer: nn.M
     assert input_qparams(node) == output_qparams(node) == output_qparams(call(graph, aten.relu))
 
 
+@pytest.mark.parametrize(
+    ("mode", "value", "shares"),
+    [("constant", 0.0, True), ("constant", None, True), ("reflect", None, True), ("constant", 1.0, False)],
+)
+def test_padding_with_zeros_or_copies_shares_the_qparams_of_its_input(
+    mode: str, value: float | None, shares: bool
+) -> None:
+    class Pad(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(nn.functional.pad(self.first(x).relu(), (1, 1, 1, 1), mode, value))
+
+    graph = quantize(Pad(), IMAGE)
+    pad = call(graph, aten.pad)
+    relu = output_qparams(call(graph, aten.relu))
+    assert input_qparams(pad) == relu
+    assert (output_qparams(pad) == relu) is shares
+
+
 def test_mean_reshape_permute_transpose_and_slice_share_too() -> None:
     class Views(nn.Module):
         def __init__(self) -> None:
