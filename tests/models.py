@@ -149,6 +149,8 @@ def build(name: str) -> tuple[nn.Module, Inputs]:
 def signal_to_noise(reference: Tensor, result: Tensor) -> float:
     """Signal-to-quantization-noise ratio of `result` in decibels; infinite when both are equal."""
     reference, result = reference.detach(), result.detach()
+    if torch.equal(reference, result.to(reference.dtype)):
+        return float("inf")
     signal = reference.double().square().mean()
     noise = (reference.double() - result.double()).square().mean()
     return float(10 * torch.log10(signal / noise))

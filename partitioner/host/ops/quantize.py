@@ -15,10 +15,15 @@ def quantize(
     zero_point: torch.Tensor | None = None,
     axis: int | None = None,
 ) -> torch.Tensor:
-    """clamp(round(input / scale) + zero_point) to the range of the output type; ties round to even."""
+    """clamp(round(input / scale) + zero_point) to the range of the output type; ties round to even.
+
+    The quotient is computed as PyTorch's quantize_per_tensor computes it: a product with the float32 reciprocal of the
+    scale. The operation's definition does not say, and values that lie on a tie (a sum of two quantized values often
+    does) then go where they go in the converted graph.
+    """
     dtype = BY_NAME[output_dtype].compute
     limits = torch.iinfo(dtype)
-    levels = torch.div(input, _along(scale, input, axis)).round_()
+    levels = torch.mul(input, _along(scale.reciprocal(), input, axis)).round_()
     if zero_point is not None:
         levels = levels.add_(_along(zero_point, input, axis))
     return levels.clamp_(limits.min, limits.max).to(dtype)
