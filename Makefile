@@ -29,7 +29,8 @@ format: install
 	$(BIN)/ruff check --fix .
 
 bench: install
-	$(BIN)/pytest benchmarks --benchmark-only
+	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/agreement.py
 
 install: $(VENV)/.installed
 

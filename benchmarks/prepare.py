@@ -6,10 +6,7 @@ Prints a table, and writes the figures with their date and machine. Fails when o
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -18,6 +15,7 @@ from pathlib import Path
 
 import torch
 from coremltools.optimize.torch.quantization import LinearQuantizerConfig, ModuleLinearQuantizerConfig
+from machine import machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -59,20 +57,6 @@ def compare(name: str) -> dict[str, object]:
     ours = statistics.median(seconds(model, inputs, CoreMLQuantizer(config)) for _ in range(REPEATS))
     stock = seconds(model, inputs, StockQuantizer(config))
     return {"model": name, "ours_s": round(ours, 4), "stock_s": round(stock, 2), "ratio": round(ours / stock, 5)}
-
-
-def machine() -> dict[str, object]:
-    """What the figures depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line for line in lines if "model name" in line), "")
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "cpu": model.partition(":")[2].strip() or platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def main() -> int:

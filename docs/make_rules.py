@@ -1,0 +1,43 @@
+"""Writes docs/rules.md from the rule table; a test fails when the two differ.
+
+python docs/make_rules.py
+"""
+
+from pathlib import Path
+
+from coreml_quantizer import OpRule, Treatment, rules
+from coreml_quantizer.specs import FixedSpec
+
+TARGET = Path(__file__).with_name("rules.md")
+HEAD = """# What happens to each operator
+
+Made from the rule table by `python docs/make_rules.py`. In-place forms have the rule of their operator. An operator
+without a row stays in floating point and ends a chain of shared qparams.
+
+| operator | treatment | weight axis | output range | why | source |
+|---|---|---|---|---|---|
+"""
+
+
+def render() -> str:
+    """Returns the whole page."""
+    order = list(Treatment)
+    rows = sorted(rules, key=lambda rule: (order.index(rule.treatment), str(rule.op)))
+    return HEAD + "".join(_row(rule) for rule in rows if not str(rule.op).endswith("_"))
+
+
+def _row(rule: OpRule) -> str:
+    axis = "" if rule.weight is None else str(rule.weight.channel_axis)
+    cells = (f"`{rule.op}`", rule.treatment.value, axis, _range(rule), rule.reason, rule.source)
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _range(rule: OpRule) -> str:
+    known = rule.output_range
+    if isinstance(known, FixedSpec):
+        return f"fixed: scale 1/{round(1 / known.scale)}, zero point {known.zero_point}"
+    return "depends on its arguments" if callable(known) else known.value
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render())
