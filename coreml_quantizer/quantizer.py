@@ -7,6 +7,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import Quantizer
 
+from coreml_quantizer import training
 from coreml_quantizer.annotator import Placement, annotate
 from coreml_quantizer.config import read_linear_quantizer_config
 from coreml_quantizer.half_constants import round_constants_to_half
@@ -56,6 +57,8 @@ class CoreMLQuantizer(Quantizer):
             ScopeError: The configuration names modules or types that `model` does not have.
         """
         self._placement = annotate(model, self._policy, rules)
+        if self._placement.annotated:
+            training.plant(self._placement.annotated[0])
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -64,8 +67,14 @@ class CoreMLQuantizer(Quantizer):
     def prepare_obs_or_fq_callback(
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Place, torch.nn.Module]
     ) -> None:
-        """Rounds float constants, ties observers of weights to them, and inserts all observers; torchao calls it."""
+        """Rounds float constants, ties observers of weights to them, and inserts all observers; torchao calls it.
+
+        Raises:
+            QuantizerError: It was `prepare_qat_pt2e` that called.
+        """
         placement, self._placement = self._placement, None
+        if placement is not None and placement.annotated:
+            training.refuse(placement.annotated[0], edge_or_node_to_obs_or_fq)
         for place, observer in edge_or_node_to_obs_or_fq.items():
             if isinstance(observer, RangeObserver) and observer.tensor_name == RangeObserver.UNNAMED:
                 observer.tensor_name = (place if isinstance(place, Node) else place[0]).name

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import torch
 from torchao.quantization.pt2e.quantizer import (
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
@@ -23,6 +24,7 @@ def to_torchao(spec: TensorSpec | FixedSpec) -> QuantizationSpecBase:
             zero_point=spec.zero_point,
             quant_min=storage.quant_min,
             quant_max=storage.quant_max,
+            qscheme=torch.per_tensor_affine,
         )
     observer = ESTIMATORS[spec.estimator.name]
     return QuantizationSpec(

@@ -6,9 +6,18 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
-from coreml_quantizer import CalibrationError, CoreMLQuantizer, OpRule, RuleError, Treatment, rules
+from coreml_quantizer import (
+    CalibrationError,
+    CoreMLQuantizer,
+    OpRule,
+    QuantizerError,
+    RuleError,
+    Treatment,
+    rules,
+    training,
+)
 from coreml_quantizer.observers import MinMaxObserver, MovingAverageObserver
 from coreml_quantizer.specs import INT8, UINT8, PerChannel, TensorSpec
 
@@ -19,7 +28,8 @@ ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
 
 class _LeavesInsertionToTorchao(CoreMLQuantizer):
     def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict) -> None:
-        self._placement = None
+        assert self._placement is not None
+        training.refuse(self._placement.annotated[0], edge_or_node_to_obs_or_fq)
 
 
 def small_model() -> nn.Module:
@@ -46,7 +56,15 @@ def test_calibration_sees_float_values() -> None:
     model = small_model()
     image = torch.randn(2, 3, 8, 8)
     prepared = prepare(model, (image,))
-    torch.testing.assert_close(prepared(image), model(image))
+    expected = model(image)
+    # Only the two biases, rounded to float16, differ: by 2**-12 of themselves, and the second layer averages.
+    torch.testing.assert_close(prepared(image), expected, rtol=0, atol=2**-11 * float(expected.abs().max()))
+
+
+def test_preparing_for_training_is_refused() -> None:
+    exported = torch.export.export(small_model(), (torch.randn(2, 3, 8, 8),)).module()
+    with pytest.raises(QuantizerError, match=r"quantization-aware training.*prepare_pt2e"):
+        prepare_qat_pt2e(exported, CoreMLQuantizer())
 
 
 def test_min_max_against_float64() -> None:
