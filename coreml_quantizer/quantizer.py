@@ -57,8 +57,7 @@ class CoreMLQuantizer(Quantizer):
             ScopeError: The configuration names modules or types that `model` does not have.
         """
         self._placement = annotate(model, self._policy, rules)
-        if self._placement.annotated:
-            training.plant(self._placement.annotated[0])
+        training.plant(model)
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -73,8 +72,7 @@ class CoreMLQuantizer(Quantizer):
             QuantizerError: It was `prepare_qat_pt2e` that called.
         """
         placement, self._placement = self._placement, None
-        if placement is not None and placement.annotated:
-            training.refuse(placement.annotated[0], edge_or_node_to_obs_or_fq)
+        training.refuse(model, edge_or_node_to_obs_or_fq)
         for place, observer in edge_or_node_to_obs_or_fq.items():
             if isinstance(observer, RangeObserver) and observer.tensor_name == RangeObserver.UNNAMED:
                 observer.tensor_name = (place if isinstance(place, Node) else place[0]).name

@@ -28,8 +28,7 @@ ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
 
 class _LeavesInsertionToTorchao(CoreMLQuantizer):
     def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict) -> None:
-        assert self._placement is not None
-        training.refuse(self._placement.annotated[0], edge_or_node_to_obs_or_fq)
+        training.refuse(model, edge_or_node_to_obs_or_fq)
 
 
 def small_model() -> nn.Module:
