@@ -104,6 +104,52 @@ def resnet() -> tuple[nn.Module, Inputs]:
     return settle(FirstOutput(ResNetModel(config)), inputs), inputs
 
 
+class SqueezeExcite(nn.Module):
+    """Gates channels by a hardsigmoid of their means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, channels // 4, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels // 4, channels, 1),
+            nn.Hardsigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV3's block: expand, depthwise, squeeze and excite, project; a residual where shapes allow it."""
+
+    def __init__(self, channels: int, expanded: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.adds = stride == 1 and channels == out
+        self.block = nn.Sequential(
+            *(nn.Conv2d(channels, expanded, 1, bias=False), nn.BatchNorm2d(expanded), nn.Hardswish(inplace=True)),
+            nn.Conv2d(expanded, expanded, 5, stride, 2, groups=expanded, bias=False),
+            *(nn.BatchNorm2d(expanded), nn.Hardswish(inplace=True), SqueezeExcite(expanded)),
+            *(nn.Conv2d(expanded, out, 1, bias=False), nn.BatchNorm2d(out)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.block(x)
+        return x + y if self.adds else y
+
+
+def mobilenet_v3() -> tuple[nn.Module, Inputs]:
+    inputs = (torch.randn(2, 3, 32, 32),)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.Hardswish(inplace=True)),
+        InvertedResidual(8, 16, 8, 1),
+        InvertedResidual(8, 32, 16, 2),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 32), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(32, 5)),
+    )
+    return settle(model, inputs), inputs
+
+
 class UNet(nn.Module):
     """One level down, one level up, with a skip connection by concatenation."""
 
@@ -134,6 +180,7 @@ ARCHITECTURES: Mapping[str, Callable[[], tuple[nn.Module, Inputs]]] = MappingPro
         "vit": vit,
         "mobilevit": mobilevit,
         "mobilenet_v2": mobilenet_v2,
+        "mobilenet_v3": mobilenet_v3,
         "resnet": resnet,
         "unet": unet,
     }
