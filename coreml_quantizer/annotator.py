@@ -70,7 +70,7 @@ class _Annotator:
             if node.op != "call_function":
                 continue
             rule = self._rules.lookup(node)
-            if rule is not None and _is_float(node):
+            if rule is not None and (_is_float(node) or rule.treatment is Treatment.SPLIT):
                 self._note_range(node, rule)
                 if node not in self._fused:
                     _HANDLERS[rule.treatment](self, node, rule)
@@ -124,9 +124,11 @@ class _Annotator:
         spec = self._scope.resolve(node)
         if source is None or source not in self._groups or spec is None or spec.output is None:
             return
-        self._share_edge(source, node)
+        if _is_float(source):
+            self._share_edge(source, node)
         self._groups.share(node, source)
-        self._outputs[node] = node
+        if _is_float(node):
+            self._outputs[node] = node
 
     def concatenated(self, node: Node, rule: OpRule) -> None:
         spec = self._scope.resolve(node)
@@ -260,6 +262,7 @@ _HANDLERS: Mapping[Treatment, Callable[[_Annotator, Node, OpRule], None]] = Mapp
         Treatment.QUANTIZED: _Annotator.quantized,
         Treatment.ACTIVATION: _Annotator.activation,
         Treatment.SHARED: _Annotator.shared,
+        Treatment.SPLIT: _Annotator.shared,
         Treatment.CONCATENATED: _Annotator.concatenated,
         Treatment.BATCH_NORM: _Annotator.left_alone,
         Treatment.FLOAT: _Annotator.left_alone,

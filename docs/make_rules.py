@@ -5,6 +5,8 @@ python docs/make_rules.py
 
 from pathlib import Path
 
+import torch
+
 from coreml_quantizer import OpRule, Treatment, rules
 from coreml_quantizer.specs import FixedSpec
 
@@ -22,14 +24,18 @@ without a row stays in floating point and ends a chain of shared qparams.
 def render() -> str:
     """Returns the whole page."""
     order = list(Treatment)
-    rows = sorted(rules, key=lambda rule: (order.index(rule.treatment), str(rule.op)))
-    return HEAD + "".join(_row(rule) for rule in rows if not str(rule.op).endswith("_"))
+    rows = sorted(rules, key=lambda rule: (order.index(rule.treatment), _name(rule)))
+    return HEAD + "".join(_row(rule) for rule in rows if not _name(rule).endswith("_"))
 
 
 def _row(rule: OpRule) -> str:
     axis = "" if rule.weight is None else str(rule.weight.channel_axis)
-    cells = (f"`{rule.op}`", rule.treatment.value, axis, _range(rule), rule.reason, rule.source)
+    cells = (f"`{_name(rule)}`", rule.treatment.value, axis, _range(rule), rule.reason, rule.source)
     return "| " + " | ".join(cells) + " |\n"
+
+
+def _name(rule: OpRule) -> str:
+    return str(rule.op) if isinstance(rule.op, torch._ops.OpOverloadPacket) else f"operator.{rule.op.__name__}"
 
 
 def _range(rule: OpRule) -> str:

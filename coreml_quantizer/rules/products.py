@@ -19,6 +19,13 @@ def _product(op: torch._ops.OpOverloadPacket) -> OpRule:
 
 
 RULES = (
+    OpRule(
+        aten.scaled_dot_product_attention,
+        Treatment.QUANTIZED,
+        inputs=(0, 1, 2),
+        reason="queries, keys and values come from quantized projections; the mask is never quantized",
+        source="its two products are matmul patterns of coremltools' LinearQuantizer",
+    ),
     _weighted(aten.conv1d),
     _weighted(aten.conv2d),
     _weighted(aten.conv3d),

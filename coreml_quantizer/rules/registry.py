@@ -10,7 +10,8 @@ from torch.fx import Node
 from coreml_quantizer.errors import RuleError
 from coreml_quantizer.specs import UINT8, FixedSpec
 
-OpPacket = torch._ops.OpOverloadPacket
+OpPacket = torch._ops.OpOverloadPacket | Callable[..., object]
+"""An ATen operator, or a Python function that graphs call, such as `operator.getitem`."""
 
 
 class Treatment(Enum):
@@ -30,6 +31,9 @@ class Treatment(Enum):
 
     CONCATENATED = "inputs and output share qparams"
     """As SHARED, for a list of inputs, which all take one scale and zero point."""
+
+    SPLIT = "its parts share its input's qparams"
+    """As SHARED, for an operator that returns a list, which itself carries no quantizer."""
 
     FLOAT = "float"
     """Deliberately left in floating point; what it says of its output range helps whoever quantizes it."""
@@ -122,8 +126,8 @@ class RuleTable:
 
     def lookup(self, node: Node) -> OpRule | None:
         """Returns the rule that holds for a node of a graph, None when there is none."""
-        packet: OpPacket | None = getattr(node.target, "overloadpacket", None)
-        rule = None if packet is None else self._rules.get(packet)
+        called = getattr(node.target, "overloadpacket", node.target)
+        rule = self._rules.get(called) if callable(called) else None
         return rule if rule is not None and rule.applies(node) else None
 
     def __iter__(self) -> Iterator[OpRule]:

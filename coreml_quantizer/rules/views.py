@@ -1,5 +1,7 @@
 """Operators that move values without changing them."""
 
+import operator
+
 import torch
 from torch.fx import Node
 
@@ -58,7 +60,20 @@ RULES = (
             aten.upsample_nearest1d,
             aten.upsample_nearest2d,
             aten.upsample_nearest3d,
+            aten.pixel_shuffle,
+            aten.pixel_unshuffle,
+            aten.channel_shuffle,
+            aten.flip,
+            aten.roll,
+            aten.repeat,
+            aten.movedim,
+            aten.numpy_T,
         )
     ),
-    OpRule(aten.cat, Treatment.CONCATENATED, reason=_WHY, source=_SOURCE),
+    *(OpRule(op, Treatment.CONCATENATED, reason=_WHY, source=_SOURCE) for op in (aten.cat, aten.stack)),
+    *(
+        OpRule(op, Treatment.SPLIT, reason=_WHY, source=_SOURCE)
+        for op in (aten.split, aten.split_with_sizes, aten.chunk, aten.unbind)
+    ),
+    OpRule(operator.getitem, Treatment.SHARED, reason="takes one part of a split", source=_SOURCE),
 )

@@ -260,6 +260,43 @@ def test_mean_reshape_permute_transpose_and_slice_share_too() -> None:
             assert output_qparams(node) == expected
 
 
+@pytest.mark.parametrize("parts", ["split", "chunk", "unbind"])
+def test_the_parts_of_a_split_share_and_may_be_stacked_again(parts: str) -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 4), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).reshape(4, 2, 2)
+            if parts == "unbind":
+                return self.second(torch.stack(y.unbind(1)))
+            left, right = y.split(1, 1) if parts == "split" else y.chunk(2, 1)
+            return self.second(torch.cat([right, left], 1))
+
+    graph = quantize(Parts(), ROWS)
+    expected = output_qparams(call(graph, aten.reshape))
+    join = call(graph, aten.stack if parts == "unbind" else aten.cat)
+    assert {(source.args[1], source.args[2]) for source in join.args[0]} == {expected}
+    assert output_qparams(join) == expected
+
+
+def test_attention_reads_and_writes_quantized_values_and_leaves_its_mask() -> None:
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(6, 18)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).reshape(1, 4, 3, 6).transpose(1, 2).unsqueeze(1).unbind(2)
+            return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    graph = quantize(Attend(), (*ROWS, torch.zeros(4, 4).masked_fill(torch.ones(4, 4).triu(1) > 0, -torch.inf)))
+    attention = call(graph, aten.scaled_dot_product_attention)
+    assert [is_dequantized(operand) for operand in attention.args[:4]] == [True, True, True, False]
+    output_qparams(attention)
+
+
 def test_cat_gives_all_its_inputs_one_scale() -> None:
     class Cat(nn.Module):
         def __init__(self) -> None:
