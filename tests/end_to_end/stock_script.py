@@ -17,7 +17,7 @@ from partitioner import CoreMLBackend, CoreMLPartitioner
 
 activation_dtype = {"static": torch.quint8, "weight-only": torch.float32}[sys.argv[1]]
 torch.manual_seed(0)
-model = MobileNetV2ForImageClassification(MobileNetV2Config(depth_multiplier=0.35, image_size=96)).eval()
+model = MobileNetV2ForImageClassification(MobileNetV2Config(depth_multiplier=0.35, image_size=96, num_labels=10)).eval()
 example = (torch.randn(1, 3, 96, 96),)
 
 config = ct.optimize.torch.quantization.LinearQuantizerConfig(
