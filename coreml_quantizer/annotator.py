@@ -4,22 +4,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import torch
-from torch._subclasses import FakeTensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpecBase, SharedQuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from coreml_quantizer.config.policy import QuantizationPolicy
-from coreml_quantizer.masks import MaskFinder, feeds_only
+from coreml_quantizer.masks import MaskFinder
 from coreml_quantizer.rules import OpRule, OutputRange, RuleTable, Treatment
-from coreml_quantizer.scope import ScopeResolver, op_name
+from coreml_quantizer.scope import ScopeResolver
+from coreml_quantizer.sensitive import Sensitivity
 from coreml_quantizer.sharing import Place, SharingGroups
 from coreml_quantizer.specs import FixedSpec, OpSpec, Scheme, TensorSpec
 from coreml_quantizer.torchao_specs import to_torchao
+from coreml_quantizer.values import find_constants, find_written_values, is_float
 
-_FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
-_RESTORES_RANGE = "aten.softmax"
 _FUSIONS = {True: (Treatment.BATCH_NORM, Treatment.ACTIVATION), False: (Treatment.ACTIVATION,)}
 """What fuses behind an operator with a weight, and behind one without."""
 
@@ -30,11 +28,11 @@ class Placement:
 
     Attributes:
         weights: Edges that carry a constant with a weight spec, as (constant, consumer).
-        annotated: Every node that got an annotation.
+        sources: Places where values arise that the other places of their group do not hold.
     """
 
     weights: tuple[tuple[Node, Node], ...]
-    annotated: tuple[Node, ...]
+    sources: frozenset[Place]
 
 
 def annotate(graph_module: GraphModule, policy: QuantizationPolicy, rules: RuleTable) -> Placement:
@@ -58,32 +56,27 @@ class _Annotator:
         self._inputs: dict[Node, dict[Node, Place]] = {}
         self._outputs: dict[Node, Node] = {}
         self._weights: list[tuple[Node, Node]] = []
-        self._constants: set[Node] = set()
+        self._sources: set[Place] = set()
+        self._written = find_written_values(self._nodes)
+        self._constants = find_constants(self._nodes, self._written)
+        self._sensitivity = Sensitivity()
         self._float_edges: dict[Node, Place] = {}
         self._ranges: dict[Node, OutputRange | FixedSpec] = {}
         self._fused: set[Node] = set()
 
     def run(self) -> Placement:
         for node in self._nodes:
-            self._note_constant(node)
             self._masks.visit(node)
-            if node.op != "call_function":
+            if node.op != "call_function" or node in self._constants or node in self._written:
                 continue
             rule = self._rules.lookup(node)
-            if rule is not None and (_is_float(node) or rule.treatment is Treatment.SPLIT):
+            if rule is not None and (is_float(node) or rule.treatment is Treatment.SPLIT):
                 self._note_range(node, rule)
                 if node not in self._fused:
                     _HANDLERS[rule.treatment](self, node, rule)
         return self._write()
 
     # What is known of values before anything is quantized.
-
-    def _note_constant(self, node: Node) -> None:
-        sources = node.all_input_nodes
-        if node.op == "get_attr" or (
-            node.op == "call_function" and sources and all(source in self._constants for source in sources)
-        ):
-            self._constants.add(node)
 
     def _note_range(self, node: Node, rule: OpRule) -> None:
         known = rule.range_of(node)
@@ -96,7 +89,7 @@ class _Annotator:
 
     def quantized(self, node: Node, rule: OpRule) -> None:
         spec = self._scope.resolve(node)
-        if spec is None or self._is_masking(node):
+        if spec is None or self._is_masking(node, rule.inputs) or (rule.combines and self._sensitivity.feeds(node)):
             return
         weights = self._weight_positions(node, rule)
         sources = self._activation_sources(node, rule, weights)
@@ -108,8 +101,7 @@ class _Annotator:
         if spec.output is not None and (sources or weights):
             tail = self._fuse(node, rule, spec)
             schemes = {_scheme(self._groups.spec(self._inputs[node][s])) for s in sources} if spec.input else set()
-            combines = len(rule.inputs) > 1 and not rule.contracts
-            self._quantize_output(tail, spec.output, keeps_affine=combines and schemes == {Scheme.AFFINE})
+            self._quantize_output(tail, spec.output, keeps_affine=rule.combines and schemes == {Scheme.AFFINE})
 
     def activation(self, node: Node, rule: OpRule) -> None:
         source = _input(node, 0)
@@ -124,19 +116,20 @@ class _Annotator:
         spec = self._scope.resolve(node)
         if source is None or source not in self._groups or spec is None or spec.output is None:
             return
-        if _is_float(source):
+        if is_float(source):
             self._share_edge(source, node)
         self._groups.share(node, source)
-        if _is_float(node):
+        if is_float(node):
             self._outputs[node] = node
 
     def concatenated(self, node: Node, rule: OpRule) -> None:
         spec = self._scope.resolve(node)
-        sources = [source for source in node.all_input_nodes if _is_float(source)]
+        sources = [source for source in node.all_input_nodes if is_float(source)]
         carried = [source for source in sources if source in self._groups]
-        if spec is None or spec.input is None or not carried or self._is_masking(node):
+        if spec is None or spec.input is None or not carried or self._is_masking(node, None):
             return
-        if not self._groups.mergeable(list(carried)):
+        fixed = isinstance(self._groups.spec(carried[0]), FixedSpec)
+        if not self._groups.mergeable(list(carried)) or (fixed and len(carried) < len(sources)):
             for source in carried:
                 self._share_edge(source, node)
             self._quantize_output(node, spec.input)
@@ -144,6 +137,8 @@ class _Annotator:
         self._groups.merge(list(carried))
         for source in sources:
             self._share_edge(source, node, group=carried[0])
+            if source not in carried:
+                self._sources.add((source, node))
         self._groups.share(node, carried[0])
         self._outputs[node] = node
 
@@ -152,12 +147,10 @@ class _Annotator:
 
     # Steps the handlers share.
 
-    def _is_masking(self, node: Node) -> bool:
-        """Masks never set a range, and neither do scores on their way from a mask into softmax."""
-        if node in self._masks or any(source in self._masks for source in node.all_input_nodes):
-            return True
-        adds = op_name(node) == "aten.add" and len(node.all_input_nodes) > 1
-        return adds and feeds_only(node, lambda user: op_name(user) == _RESTORES_RANGE)
+    def _is_masking(self, node: Node, positions: tuple[int, ...] | None) -> bool:
+        """Masks never set a range: whether `node`, or an operand that would be quantized with it, holds one."""
+        operands = node.all_input_nodes if positions is None else [_input(node, position) for position in positions]
+        return node in self._masks or any(operand in self._masks for operand in operands if operand is not None)
 
     def _weight_positions(self, node: Node, rule: OpRule) -> dict[int, int]:
         """Maps the positions of constant operands that are weights to their channel axes."""
@@ -177,12 +170,15 @@ class _Annotator:
         return [
             operand
             for operand in dict.fromkeys(operands)
-            if operand is not None and operand not in self._constants and _is_float(operand)
+            if operand is not None
+            and operand not in self._constants
+            and operand not in self._written
+            and is_float(operand)
         ]
 
     def _quantize_weight(self, node: Node, position: int, axis: int, spec: OpSpec) -> None:
         constant = _input(node, position)
-        if spec.weight is None or constant is None or not _is_float(constant):
+        if spec.weight is None or constant is None or not is_float(constant):
             return
         edge = (constant, node)
         wanted = spec.weight.along(axis)
@@ -205,7 +201,7 @@ class _Annotator:
             self._share_edge(source, node, group=first)
             return
         edge = (source, node)
-        self._groups.define(edge, _specialize(spec, self._ranges.get(source, OutputRange.ANY)))
+        self._define(edge, _specialize(spec, self._ranges.get(source, OutputRange.ANY)))
         self._float_edges[source] = edge
         self._inputs.setdefault(node, {})[source] = edge
 
@@ -216,8 +212,14 @@ class _Annotator:
 
     def _quantize_output(self, node: Node, spec: TensorSpec, keeps_affine: bool = False) -> None:
         wanted = spec.affine() if keeps_affine else spec
-        self._groups.define(node, _specialize(wanted, self._ranges.get(node, OutputRange.ANY)))
+        if node in self._written:
+            return
+        self._define(node, _specialize(wanted, self._ranges.get(node, OutputRange.ANY)))
         self._outputs[node] = node
+
+    def _define(self, place: Place, spec: TensorSpec | FixedSpec) -> None:
+        self._groups.define(place, spec)
+        self._sources.add(place)
 
     def _fuse(self, node: Node, rule: OpRule, spec: OpSpec) -> Node:
         """Follows batch norm and one activation behind `node` and returns the last node of the fusion."""
@@ -227,7 +229,7 @@ class _Annotator:
             behind = self._rules.lookup(follower) if follower is not None else None
             if follower is None or behind is None or behind.treatment is not treatment:
                 continue
-            if _input(follower, 0) is tail and _is_float(follower) and self._scope.resolve(follower) == spec:
+            if _input(follower, 0) is tail and is_float(follower) and self._scope.resolve(follower) == spec:
                 self._note_range(follower, behind)
                 self._fused.add(follower)
                 tail = follower
@@ -250,7 +252,7 @@ class _Annotator:
                 allow_implicit_sharing=False,
                 _annotated=True,
             )
-        return Placement(tuple(self._weights), tuple(annotated))
+        return Placement(tuple(self._weights), frozenset(self._sources))
 
     def _torchao_spec(self, place: Place) -> QuantizationSpecBase:
         first = self._groups.first(place)
@@ -268,11 +270,6 @@ _HANDLERS: Mapping[Treatment, Callable[[_Annotator, Node, OpRule], None]] = Mapp
         Treatment.FLOAT: _Annotator.left_alone,
     }
 )
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, FakeTensor | torch.Tensor) and value.dtype in _FLOATS
 
 
 def _input(node: Node, position: int) -> Node | None:

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
 from coreml_quantizer.rules import rules
+from coreml_quantizer.values import is_float
 
 aten = torch.ops.aten
 
@@ -60,11 +61,12 @@ def round_constants_to_half(graph_module: GraphModule, quantized_weights: Iterab
     quantized: dict[Node, set[Node]] = {}
     for constant, consumer in quantized_weights:
         quantized.setdefault(constant, set()).add(consumer)
+    replaced: dict[int, torch.Tensor] = {}
     for node in graph_module.graph.nodes:
         if node.op == "get_attr" and not set(node.users) <= quantized.get(node, set()):
             is_bias = all(_takes_as_bias(user, node) for user in node.users)
-            _round_tensor(graph_module, str(node.target), negligible=is_bias)
-        elif node.op == "call_function":
+            _round_tensor(graph_module, str(node.target), replaced, negligible=is_bias)
+        elif node.op == "call_function" and is_float(node):
             _multiply_by_reciprocal(node)
             _round_scalars(node)
 
@@ -75,24 +77,28 @@ def _takes_as_bias(user: Node, constant: Node) -> bool:
     return has_weight and len(user.args) > _BIAS_POSITION and user.args[_BIAS_POSITION] is constant
 
 
-def _round_tensor(graph_module: GraphModule, target: str, negligible: bool) -> None:
+def _round_tensor(graph_module: GraphModule, target: str, replaced: dict[int, torch.Tensor], negligible: bool) -> None:
     path, _, name = target.rpartition(".")
     owner = graph_module.get_submodule(path)
     value: object = attrgetter(name)(owner)
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         return
-    detached = value.detach()
-    rounded = _rounded(detached, negligible)
-    if torch.equal(rounded, detached):
-        return
-    is_parameter = isinstance(value, torch.nn.Parameter)
-    setattr(owner, name, torch.nn.Parameter(rounded, value.requires_grad) if is_parameter else rounded)
+    if id(value) not in replaced:
+        rounded = _rounded(value.detach(), negligible)
+        is_parameter = isinstance(value, torch.nn.Parameter)
+        replaced[id(value)] = torch.nn.Parameter(rounded, value.requires_grad) if is_parameter else rounded
+    # Tied parameters stay tied: one replacement for one tensor.
+    if not torch.equal(replaced[id(value)], value):
+        setattr(owner, name, replaced[id(value)])
 
 
 def _multiply_by_reciprocal(node: Node) -> None:
     product = _DIVISIONS.get(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
     divisor = node.args[1] if len(node.args) > 1 else None
-    if product is not None and isinstance(divisor, int | float) and divisor != 0:
+    dividend = node.args[0]
+    if product is None or not isinstance(dividend, Node) or not is_float(dividend):
+        return
+    if isinstance(divisor, int | float) and divisor != 0:
         node.target = product
         node.update_arg(1, 1.0 / divisor)
 

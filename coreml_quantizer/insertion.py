@@ -5,26 +5,33 @@ over all parameters and all earlier observers for each one. The quantizer theref
 leaves torchao none to insert.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from coreml_quantizer.observers import RangeObserver
 from coreml_quantizer.sharing import Place
 
 _PREFIX = "activation_post_process_"
 """torchao's own prefix: its convert step and users' scripts look for it."""
 
 
-def insert_observers(graph_module: GraphModule, observers: Mapping[Place, torch.nn.Module]) -> None:
-    """Inserts each observer behind the node, or on the edge, that it belongs to; one call node per observed value.
+def insert_observers(
+    graph_module: GraphModule, observers: Mapping[Place, torch.nn.Module], sources: Container[Place]
+) -> None:
+    """Inserts an observer behind each node, or on each edge, that is annotated; one call node per observed value.
+
+    Places that share get siblings of one observer, which keep their own statistics and return common qparams.
 
     Args:
         graph_module: The annotated graph, changed in place.
         observers: Observer of every annotated place; the same object at places that share.
+        sources: Places where new values arise; at the others values are only copied or averaged, so that observing
+            them would add nothing.
     """
-    inserter = _Inserter(graph_module)
+    inserter = _Inserter(graph_module, sources)
     outputs = {place: observer for place, observer in observers.items() if isinstance(place, Node)}
     edges: dict[Node, dict[Node, torch.nn.Module]] = {}
     for place, observer in observers.items():
@@ -38,36 +45,43 @@ def insert_observers(graph_module: GraphModule, observers: Mapping[Place, torch.
 
 
 class _Inserter:
-    def __init__(self, graph_module: GraphModule) -> None:
+    def __init__(self, graph_module: GraphModule, sources: Container[Place]) -> None:
         self._graph_module = graph_module
-        self._names: dict[int, str] = {}
+        self._sources = sources
+        self._placed: set[int] = set()
         self._calls: dict[tuple[Node, int], Node] = {}
+        self._count = 0
 
     def observe_inputs(self, node: Node, wanted: Mapping[Node, torch.nn.Module]) -> None:
         def observed(source: Node) -> Node:
             observer = wanted.get(source)
-            return source if observer is None else self._call(source, observer)
+            return source if observer is None else self._call(source, (source, node), observer)
 
         node.args = map_arg(node.args, observed)
         node.kwargs = map_arg(node.kwargs, observed)
 
     def observe_output(self, node: Node, observer: torch.nn.Module) -> None:
         users = list(node.users)
-        call = self._call(node, observer)
+        call = self._call(node, node, observer)
         for user in users:
             user.replace_input_with(node, call)
 
-    def _call(self, source: Node, observer: torch.nn.Module) -> Node:
-        """Returns the node that shows the value of `source` to `observer`, the existing one if there is one."""
-        key = (source, id(observer))
+    def _call(self, value: Node, place: Place, observer: torch.nn.Module) -> Node:
+        """Returns the node that shows `value` to the group of `observer`, the existing one if there is one."""
+        key = (value, id(observer))
         if key not in self._calls:
-            with self._graph_module.graph.inserting_after(source):
-                self._calls[key] = self._graph_module.graph.call_module(self._name(observer), (source,))
+            name = self._add(place, observer)
+            with self._graph_module.graph.inserting_after(value):
+                self._calls[key] = self._graph_module.graph.call_module(name, (value,))
         return self._calls[key]
 
-    def _name(self, observer: torch.nn.Module) -> str:
-        if id(observer) not in self._names:
-            name = f"{_PREFIX}{len(self._names)}"
-            self._names[id(observer)] = name
-            self._graph_module.add_module(name, observer)
-        return self._names[id(observer)]
+    def _add(self, place: Place, observer: torch.nn.Module) -> str:
+        name = f"{_PREFIX}{self._count}"
+        self._count += 1
+        if isinstance(observer, RangeObserver):
+            if id(observer) in self._placed:
+                observer = observer.sibling(observes=place in self._sources)
+            self._placed.add(id(observer))
+            observer.tensor_name = (place if isinstance(place, Node) else place[0]).name
+        self._graph_module.add_module(name, observer)
+        return name

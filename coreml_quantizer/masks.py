@@ -1,7 +1,6 @@
 """Recognizes attention masks: values that stand for minus infinity and must never set a range."""
 
 import operator
-from collections.abc import Callable
 
 import torch
 from torch.fx import GraphModule, Node
@@ -24,12 +23,16 @@ _FILLS: dict[torch._ops.OpOverloadPacket, tuple[int, ...]] = {
 }
 """Operators that put a scalar into a tensor, and where that scalar may stand."""
 
+_FACTORS = frozenset({aten.mul, aten.mul_})
+
 _CARRIERS = frozenset(
     {
         aten.add, aten.add_, aten.sub, aten.sub_, aten.mul, aten.mul_, aten.where, aten.to, aten._to_copy, aten.expand,
         aten.view, aten.reshape, aten.slice, aten.select, aten.unsqueeze, aten.squeeze, aten.permute, aten.transpose,
         aten.clone, aten.contiguous, aten.masked_fill, aten.masked_fill_, aten.index, aten.cat, aten.triu, aten.tril,
-        aten.maximum, aten.minimum, aten.repeat, aten.alias, aten.detach, aten.lift_fresh_copy,
+        aten.maximum, aten.minimum, aten.repeat, aten.alias, aten.detach, aten.lift_fresh_copy, aten.div, aten.neg,
+        aten.split, aten.chunk, aten.unbind, aten.stack, aten.expand_as, aten.type_as, aten.flatten, aten.movedim,
+        aten.index_put, aten.index_put_, aten.roll, aten.flip, aten.dropout, aten.clamp, aten.max, aten.min,
     }
 )  # fmt: skip
 """Operators whose output holds masking values when an input does. Everything else (softmax, products) ends a mask."""
@@ -49,7 +52,8 @@ class MaskFinder:
         else:
             packet = getattr(node.target, "overloadpacket", None)
             found = _fills_with_mask(node, packet) or (
-                packet in _CARRIERS and any(source in self._masks for source in node.all_input_nodes)
+                (packet in _CARRIERS or node.target is operator.getitem)
+                and any(source in self._masks for source in node.all_input_nodes)
             )
         if found:
             self._masks.add(node)
@@ -70,9 +74,10 @@ class MaskFinder:
 def _fills_with_mask(node: Node, packet: object) -> bool:
     positions = _FILLS.get(packet, ())  # type: ignore[call-overload]
     scalars = (node.args[position] for position in positions if len(node.args) > position)
-    return any(isinstance(scalar, int | float) and scalar <= -MASKING_VALUE for scalar in scalars)
+    # A factor masks by its magnitude: (1 - keep) * -1e4 and scores - 1e4 * (1 - keep) do the same.
+    limit = abs if packet in _FACTORS else _negated
+    return any(isinstance(scalar, int | float) and limit(scalar) >= MASKING_VALUE for scalar in scalars)
 
 
-def feeds_only(node: Node, is_wanted: Callable[[Node], bool]) -> bool:
-    """Whether every user of `node` satisfies `is_wanted`, and there is one."""
-    return bool(node.users) and all(is_wanted(user) for user in node.users)
+def _negated(scalar: float) -> float:
+    return -scalar

@@ -1,5 +1,6 @@
 """Observers: collect the range of a tensor during calibration and return its scale and zero point."""
 
+import copy
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -52,6 +53,9 @@ class RangeObserver(ObserverBase):
         self.ch_axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else -1
         self.tensor_name = self.UNNAMED
         self._weight: tuple[Tensor, ...] = ()
+        self._observes = True
+        # Shared by all observers of a group, and a plain list so that torch.nn.Module does not register them twice.
+        self._members: list[RangeObserver] = [self]
         self.register_buffer("min_val", torch.tensor(torch.inf))
         self.register_buffer("max_val", torch.tensor(-torch.inf))
 
@@ -62,9 +66,27 @@ class RangeObserver(ObserverBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Updates the range with `x` (any float dtype and shape) and returns `x` itself."""
-        if not self.constant:
+        if self._observes and not self.constant:
             self._observe(x.detach())
         return x
+
+    def sibling(self, observes: bool) -> "RangeObserver":
+        """Returns another observer of the same sharing group, for another tensor.
+
+        Each keeps the statistics of its own tensor, and all return the qparams of the union of their ranges. One
+        moving average over several tensors would drift towards their mean and clip the largest.
+
+        Args:
+            observes: Whether the tensor can hold values that no other tensor of the group holds. The output of a pool
+                or a view cannot.
+        """
+        twin = copy.copy(self)
+        twin._buffers, twin._parameters, twin._modules = dict(self._buffers), {}, {}
+        twin.reset()
+        twin._observes = observes
+        if observes:
+            self._members.append(twin)
+        return twin
 
     def watch_weight(self, weight: Tensor) -> None:
         """Makes `weight` what this observer gets its range from, so that it needs no calibration sample.
@@ -83,9 +105,11 @@ class RangeObserver(ObserverBase):
         for weight in self._weight:
             self.reset()
             self._observe(weight.detach())
-        if not torch.isfinite(self.min_val).all() or not torch.isfinite(self.max_val).all():
-            raise CalibrationError(self._why_no_range())
-        scale, zero_point = choose_qparams(self.min_val, self.max_val, self.spec.storage, self.spec.scheme)
+        for member in self._members:
+            member._check_range()
+        low = torch.stack([member.min_val for member in self._members]).amin(0)
+        high = torch.stack([member.max_val for member in self._members]).amax(0)
+        scale, zero_point = choose_qparams(low, high, self.spec.storage, self.spec.scheme)
         return scale.reshape(-1), zero_point.reshape(-1)
 
     def reset(self) -> None:
@@ -100,10 +124,14 @@ class RangeObserver(ObserverBase):
             low, high = torch.aminmax(x)
         else:
             low, high = torch.aminmax(x.transpose(0, self.ch_axis).flatten(1), dim=1)
-        self._update(low.to(torch.float32), high.to(torch.float32))
+        self._update(low.to(self.min_val.dtype), high.to(self.max_val.dtype))
 
     def _update(self, low: Tensor, high: Tensor) -> None:
         raise NotImplementedError
+
+    def _check_range(self) -> None:
+        if not torch.isfinite(self.min_val).all() or not torch.isfinite(self.max_val).all():
+            raise CalibrationError(self._why_no_range())
 
     def _why_no_range(self) -> str:
         if bool((self.min_val > self.max_val).any()):
@@ -116,6 +144,14 @@ class RangeObserver(ObserverBase):
             f"'{self.tensor_name}' took not-a-number or infinite values during calibration. Find the input that "
             "makes them, or leave the module out with module_name_configs={'<module>': None}."
         )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Accepts ranges per channel into an observer that has seen no channel yet."""
+        for name in ("min_val", "max_val"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f"{self.tensor_name}, {self.spec.storage.name} {self.spec.scheme.value}"
@@ -138,19 +174,12 @@ class MovingAverageObserver(RangeObserver):
     def __init__(self, spec: TensorSpec, averaging_constant: float = 0.01, **fields: Any) -> None:
         super().__init__(spec, **fields)
         self.averaging_constant = averaging_constant
-        self.seen = False
-
-    def reset(self) -> None:
-        super().reset()
-        self.seen = False
 
     def _update(self, low: Tensor, high: Tensor) -> None:
-        if not self.seen:
-            self.seen = True
-            self.min_val, self.max_val = low, high
-            return
-        self.min_val = torch.lerp(self.min_val, low, self.averaging_constant)
-        self.max_val = torch.lerp(self.max_val, high, self.averaging_constant)
+        # An unset minimum is infinite; the comparison stays on the device.
+        unset = self.min_val > self.max_val
+        self.min_val = torch.where(unset, low, torch.lerp(self.min_val, low, self.averaging_constant))
+        self.max_val = torch.where(unset, high, torch.lerp(self.max_val, high, self.averaging_constant))
 
 
 ESTIMATORS: Mapping[str, type[RangeObserver]] = MappingProxyType(

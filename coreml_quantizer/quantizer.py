@@ -1,6 +1,5 @@
 """`CoreMLQuantizer`: the torchao quantizer for Core ML."""
 
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from coreml_quantizer.insertion import insert_observers
 from coreml_quantizer.observers import RangeObserver
 from coreml_quantizer.rules import rules
 from coreml_quantizer.sharing import Place
+from coreml_quantizer.values import evaluate
 
 
 class CoreMLQuantizer(Quantizer):
@@ -73,13 +73,10 @@ class CoreMLQuantizer(Quantizer):
         """
         placement, self._placement = self._placement, None
         training.refuse(model, edge_or_node_to_obs_or_fq)
-        for place, observer in edge_or_node_to_obs_or_fq.items():
-            if isinstance(observer, RangeObserver) and observer.tensor_name == RangeObserver.UNNAMED:
-                observer.tensor_name = (place if isinstance(place, Node) else place[0]).name
-        weights = placement.weights if placement is not None else ()
-        round_constants_to_half(model, weights)
-        _watch_weights(model, edge_or_node_to_obs_or_fq, weights)
-        insert_observers(model, edge_or_node_to_obs_or_fq)
+        assert placement is not None, "torchao calls annotate first"
+        round_constants_to_half(model, placement.weights)
+        _watch_weights(model, edge_or_node_to_obs_or_fq, placement.weights)
+        insert_observers(model, edge_or_node_to_obs_or_fq, placement.sources)
         edge_or_node_to_obs_or_fq.clear()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,6 +92,5 @@ def _watch_weights(
     """Ties each weight to its observer: it needs no calibration sample and costs nothing during calibration."""
     for edge in weights:
         observer = observers[edge]
-        constant = edge[0]
-        if isinstance(observer, RangeObserver) and not observer.constant and constant.op == "get_attr":
-            observer.watch_weight(attrgetter(str(constant.target))(model))
+        if isinstance(observer, RangeObserver) and not observer.constant:
+            observer.watch_weight(evaluate(edge[0], model))

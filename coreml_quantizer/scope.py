@@ -43,9 +43,12 @@ class ScopeResolver:
 
     def _resolve_stack(self, stack: tuple[_Module, ...]) -> "OpSpec | _NotScoped | None":
         by_name, by_type = self._policy.by_name, self._policy.by_type
-        for path, _ in reversed(stack):
-            if path in by_name:
-                return by_name[path]
+        # A ModuleList is never called, so it stands in no stack: its name is a prefix of its children's paths.
+        path = stack[-1][0] if stack else ""
+        while path not in by_name and path:
+            path = path.rpartition(".")[0]
+        if path in by_name:
+            return by_name[path]
         for _, class_name in reversed(stack):
             for candidate in (class_name, class_name.rpartition(".")[2]):
                 if candidate in by_type:

@@ -11,7 +11,7 @@ _SOURCE = "coremltools' LinearQuantizer binary patterns (add, sub, mul, alone or
 
 
 def _binary(op: torch._ops.OpOverloadPacket) -> OpRule:
-    return OpRule(op, Treatment.QUANTIZED, inputs=(0, 1), reason=_WHY, source=_SOURCE)
+    return OpRule(op, Treatment.QUANTIZED, inputs=(0, 1), combines=True, reason=_WHY, source=_SOURCE)
 
 
 RULES = (

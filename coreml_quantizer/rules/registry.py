@@ -78,6 +78,8 @@ class OpRule:
         contracts: Position of an input to the axis that a product sums over, counted from the end; a constant there
             is a weight.
         applies: Whether the rule holds for a node, where arguments decide; a node it does not hold for stays float.
+        combines: Whether it adds, subtracts or multiplies activations element by element; such an operator takes the
+            affine scheme when all its inputs have it, and stays in float in front of a function that eight bits ruin.
         reason: Why it is treated so.
         source: Where that comes from.
     """
@@ -89,6 +91,7 @@ class OpRule:
     output_range: OutputRange | FixedSpec | Callable[[Node], OutputRange] = OutputRange.ANY
     contracts: tuple[tuple[int, int], ...] = ()
     applies: Callable[[Node], bool] = _always
+    combines: bool = False
     reason: str = ""
     source: str = ""
 

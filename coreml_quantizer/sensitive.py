@@ -1,0 +1,65 @@
+"""Values that eight bits would ruin: what goes into softmax, a root, a logarithm, a sine, or an index."""
+
+import operator
+
+import torch
+from torch.fx import Node
+
+from coreml_quantizer.values import is_float
+
+aten = torch.ops.aten
+
+_SENSITIVE = frozenset(
+    {
+        aten.softmax, aten._softmax, aten.log_softmax, aten.rsqrt, aten.sqrt, aten.reciprocal, aten.log, aten.log2,
+        aten.log1p, aten.exp, aten.expm1, aten.exp2, aten.sin, aten.cos, aten.tan, aten.floor, aten.ceil, aten.round,
+        aten.trunc, aten.frac, aten.remainder, aten.fmod, aten.pow, aten.argmax, aten.argmin, aten.topk, aten.sort,
+        aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.erf,
+    }
+)  # fmt: skip
+"""Functions that are steep, periodic, or decide by the smallest difference."""
+
+_PASSING = frozenset(
+    {
+        aten.view, aten.reshape, aten.flatten, aten.expand, aten.unsqueeze, aten.squeeze, aten.transpose, aten.permute,
+        aten.slice, aten.select, aten.contiguous, aten.clone, aten.dropout, aten.to, aten._to_copy, aten.type_as,
+        aten.maximum, aten.minimum, aten.clamp, aten.clamp_min, aten.neg, aten.abs, aten.add, aten.sub, aten.mul,
+        aten.div, aten.masked_fill, aten.where, aten.split, aten.chunk, aten.unbind,
+    }
+)  # fmt: skip
+"""Operators through which a value reaches such a function."""
+
+
+class Sensitivity:
+    """Answers whether everything made of a value ends in a sensitive function; each node is looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Node, bool] = {}
+
+    def feeds(self, node: Node) -> bool:
+        """Whether every user of `node` is a sensitive function, directly or through passing operators."""
+        stack = [node]
+        while stack:
+            current = stack[-1]
+            unknown = [user for user in current.users if _passes(user) and user not in self._known]
+            if current not in self._known and unknown:
+                stack.extend(unknown)
+                continue
+            self._known[current] = bool(current.users) and all(
+                _is_sensitive(user) or (_passes(user) and self._known[user]) for user in current.users
+            )
+            stack.pop()
+        return self._known[node]
+
+
+def _packet(node: Node) -> object:
+    return getattr(node.target, "overloadpacket", node.target)
+
+
+def _is_sensitive(node: Node) -> bool:
+    casts_to_index = _packet(node) in (aten.to, aten._to_copy) and not is_float(node)
+    return _packet(node) in _SENSITIVE or casts_to_index
+
+
+def _passes(node: Node) -> bool:
+    return (_packet(node) in _PASSING or node.target is operator.getitem) and not _is_sensitive(node)

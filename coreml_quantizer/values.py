@@ -1,0 +1,78 @@
+"""What a graph says of its values before anything is quantized: which are constants, and which are written in place."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
+
+def is_float(node: Node) -> bool:
+    """Whether `node` makes one tensor of a floating-point type that can be quantized."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype in FLOATS
+
+
+def find_constants(nodes: list[Node], written: set[Node]) -> set[Node]:
+    """Returns the nodes that do not depend on the model's inputs: parameters, buffers, factories, and what they give.
+
+    Args:
+        nodes: All nodes in topological order.
+        written: Nodes whose values are written in place, which are therefore no constants.
+    """
+    constants: set[Node] = set()
+    for node in nodes:
+        fixed = node.op == "get_attr" or (node.op == "call_function" and constants.issuperset(node.all_input_nodes))
+        if fixed and node not in written:
+            constants.add(node)
+    return constants
+
+
+def evaluate(node: Node, graph_module: GraphModule) -> Any:
+    """Computes a constant node."""
+    if node.op == "get_attr":
+        return operator.attrgetter(str(node.target))(graph_module)
+    function: Callable[..., Any] = node.target  # type: ignore[assignment]
+    arguments, keywords = map_arg((node.args, node.kwargs), lambda source: evaluate(source, graph_module))
+    with torch.no_grad():
+        return function(*arguments, **keywords)
+
+
+def find_written_values(nodes: list[Node]) -> set[Node]:
+    """Returns nodes whose values change after they are made, in a way that a copy would not see.
+
+    A quantized value is read through copies. Writing to it in place is then only right when nobody but the writing
+    operator's own result is read afterwards: `relu_(conv(x))` is, `y[:, 0] = 7` is not, because it writes through a
+    view of `y`. All views of such a value are returned with it. Parameters and buffers that are written always are.
+    """
+    positions = {node: index for index, node in enumerate(nodes)}
+    roots: dict[Node, Node] = {}
+    families: dict[Node, list[Node]] = {}
+    for node in nodes:
+        viewed = _aliased(node, written=False)
+        roots[node] = roots[viewed] if viewed is not None else node
+        families.setdefault(roots[node], []).append(node)
+    found: set[Node] = set()
+    for node in nodes:
+        target = _aliased(node, written=True)
+        if target is None:
+            continue
+        family = families[roots[target]]
+        later = any(positions[user] > positions[node] for member in family for user in member.users)
+        if later or len(family) > 1 or roots[target].op != "call_function":
+            found.update(family)
+            found.add(node)
+    return found
+
+
+def _aliased(node: Node, written: bool) -> Node | None:
+    """Returns the argument that the result of `node` is a view of, or (`written`) the one that `node` writes to."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.arguments or not node.args or not isinstance(node.args[0], Node):
+        return None
+    alias = schema.arguments[0].alias_info
+    return node.args[0] if alias is not None and alias.is_write is written else None
