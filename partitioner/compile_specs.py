@@ -51,12 +51,14 @@ class LoweringOptions:
 
 @dataclass(frozen=True)
 class _Field:
-    """How one option is stored: its key, and functions between its value and text."""
+    """How one option is stored: its key, its kinds of values in Python, and functions between a value and text."""
 
     key: str
+    kinds: tuple[type, ...]
     write: Callable[[Any], str]
     read: Callable[[str], Any]
-    allowed: str
+    values: str
+    stored: str
 
 
 def _read_target(text: str) -> ct.target | None:
@@ -75,40 +77,73 @@ def _members(enum: Any) -> str:
     return ", ".join(str(member.value) for member in enum)
 
 
+def _spelled(prefix: str, enum: Any) -> str:
+    return ", ".join(f"{prefix}.{member.name}" for member in enum)
+
+
 _FIELDS: dict[str, _Field] = {
     "compute_unit": _Field(
         "compute_units",
+        (ct.ComputeUnit,),
         lambda unit: unit.name.lower(),
         lambda text: ct.ComputeUnit[text.upper()],
+        _spelled("ct.ComputeUnit", ct.ComputeUnit),
         ", ".join(unit.name.lower() for unit in ct.ComputeUnit),
     ),
     "minimum_deployment_target": _Field(
         "min_deployment_target",
+        (ct.target, type(None)),
         lambda target: "" if target is None else str(target.value),
         _read_target,
+        "None, " + _spelled("ct.target", ct.target),
         f"empty, or the number of a coremltools.target: {_members(ct.target)}",
     ),
     "compute_precision": _Field(
-        "model_compute_precision", lambda precision: precision.value, ct.precision, _members(ct.precision)
+        "model_compute_precision",
+        (ct.precision,),
+        lambda precision: precision.value,
+        ct.precision,
+        _spelled("ct.precision", ct.precision),
+        _members(ct.precision),
     ),
-    "model_type": _Field("model_type", lambda kind: kind.value, ModelType, _members(ModelType)),
+    "model_type": _Field(
+        "model_type",
+        (ModelType,),
+        lambda kind: kind.value,
+        ModelType,
+        _spelled("CoreMLBackend.MODEL_TYPE", ModelType),
+        _members(ModelType),
+    ),
     "op_linear_quantizer_config": _Field(
         "op_linear_quantizer_config",
+        (dict,),
         json.dumps,
         _read_quantizer_config,
+        "a dict of the arguments of coremltools.optimize.coreml.OpLinearQuantizerConfig",
         "JSON of the arguments of coremltools.optimize.coreml.OpLinearQuantizerConfig",
     ),
-    "pass_pipeline": _Field("pass_pipeline", json.dumps, _read_pass_names, "a JSON list of MIL pass names"),
+    "pass_pipeline": _Field(
+        "pass_pipeline",
+        (list, tuple),
+        json.dumps,
+        _read_pass_names,
+        "a list of MIL pass names",
+        "a JSON list of MIL pass names",
+    ),
     "weight_sharing": _Field(
         "multimethod_weight_sharing_strategy",
+        (WeightSharing,),
         lambda strategy: strategy.value,
         WeightSharing,
+        _spelled("MULTIMETHOD_WEIGHT_SHARING_STRATEGY", WeightSharing),
         _members(WeightSharing),
     ),
     "enumerated_shapes": _Field(
         "enumerated_shapes",
+        (EnumeratedShapes,),
         lambda shapes: shapes.to_json(),
         EnumeratedShapes.from_json,
+        "the argument of CoreMLBackend.generate_enumerated_shapes_compile_spec",
         "what CoreMLBackend.generate_enumerated_shapes_compile_spec writes",
     ),
 }
@@ -122,10 +157,13 @@ def write_option(name: str, value: Any) -> CompileSpec:
         CompileSpecError: The value is not one that the option can hold.
     """
     field = _FIELDS[name]
+    refused = CompileSpecError(f"{name}={value!r} cannot be stored; allowed: {field.values}")
+    if not isinstance(value, field.kinds):
+        raise refused
     try:
         text = field.write(value)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CompileSpecError(f"{name}={value!r} cannot be stored; allowed: {field.allowed}") from error
+    except (TypeError, ValueError) as error:
+        raise refused from error
     return CompileSpec(field.key, text.encode())
 
 
@@ -205,7 +243,7 @@ def _read_value(name: str, spec: CompileSpec) -> Any:
         return field.read(spec.value.decode())
     except Exception as error:  # readers of other packages raise what they like
         raise CompileSpecError(
-            f"compile spec {spec.key!r} has the unreadable value {spec.value!r} ({error}); allowed: {field.allowed}"
+            f"compile spec {spec.key!r} has the unreadable value {spec.value!r} ({error}); allowed: {field.stored}"
         ) from error
 
 

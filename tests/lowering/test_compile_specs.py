@@ -137,9 +137,25 @@ def test_all_unreadable_specs_are_named_at_once() -> None:
     assert "'pass_pipeline'" in message
 
 
-def test_a_value_of_the_wrong_kind_is_refused() -> None:
-    with pytest.raises(CompileSpecError, match="minimum_deployment_target='iOS17'"):
-        CoreMLBackend.generate_compile_specs(minimum_deployment_target="iOS17")
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("compute_precision", "float16", "ct.precision.FLOAT16, ct.precision.FLOAT32"),
+        ("compute_precision", CoreMLBackend.MODEL_TYPE.MODEL, "ct.precision.FLOAT16"),
+        ("compute_precision", ct.ComputeUnit.ALL, "ct.precision.FLOAT16"),
+        ("compute_unit", "all", "ct.ComputeUnit.ALL"),
+        ("minimum_deployment_target", "iOS17", "ct.target.iOS17"),
+        ("model_type", "model", "CoreMLBackend.MODEL_TYPE.MODEL"),
+        ("op_linear_quantizer_config", "int8", "a dict of the arguments of"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_with_values_to_write_instead(
+    name: str, value: object, allowed: str
+) -> None:
+    with pytest.raises(CompileSpecError) as error:
+        CoreMLBackend.generate_compile_specs(**{name: value})
+    assert f"{name}={value!r} cannot be stored; allowed: " in str(error.value)
+    assert allowed in str(error.value)
 
 
 def test_the_mark_survives_and_replaces_the_target() -> None:
