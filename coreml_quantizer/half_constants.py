@@ -6,43 +6,17 @@ and the graph that was evaluated in PyTorch no longer agree in their last bits. 
 too, both compute with the same numbers: the converted graph predicts the device, and the cost is below 2**-11 relative.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from operator import attrgetter
-from types import MappingProxyType
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.node import Argument
 
+from coreml_quantizer.half import rounded_to_half
+from coreml_quantizer.half_scalars import round_scalars_to_half
 from coreml_quantizer.rules import rules
-from coreml_quantizer.values import is_float
-
-aten = torch.ops.aten
-
-_LARGEST_CHANGE = 2.0**-10
-"""Constants that float16 cannot hold this closely, relative to their largest element, stay as they are: a tiny eps.
-So do single elements beyond the range of float16, such as masks near finfo.min."""
-
-_SCALAR_ARGUMENTS: Mapping[torch._ops.OpOverloadPacket, tuple[int | str, ...]] = MappingProxyType(
-    {
-        **dict.fromkeys((aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub), (0, 1)),
-        **dict.fromkeys((aten.mul, aten.mul_), (0, 1)),
-        aten.scaled_dot_product_attention: ("scale",),
-    }
-)
-"""Operators whose scalar operands become float16 constants of the program, and where those stand."""
-
-_DIVISIONS: Mapping[torch._ops.OpOverload, torch._ops.OpOverload] = MappingProxyType(
-    {aten.div.Tensor: aten.mul.Tensor, aten.div_.Tensor: aten.mul_.Tensor}
-)
-"""Division by a scalar, and the product with its reciprocal that Core ML Tools (divide_to_multiply) makes of it."""
-
-_EPSILONS: Mapping[torch._ops.OpOverloadPacket, int] = MappingProxyType(
-    {aten.layer_norm: 4, aten.rms_norm: 3, aten.group_norm: 4, aten.batch_norm: 7, aten.instance_norm: 7}
-)
-"""Norms, and where their eps stands. Core ML Tools stores an eps below float16 as the smallest float16 number."""
-
-_SMALLEST_HALF = 2.0**-24
+from coreml_quantizer.values import find_written_values, is_float
 
 _BIAS_POSITION = 2
 """Where every convolution and linear layer takes its bias. A bias is added to values of ordinary size, so what float16
@@ -61,14 +35,24 @@ def round_constants_to_half(graph_module: GraphModule, quantized_weights: Iterab
     quantized: dict[Node, set[Node]] = {}
     for constant, consumer in quantized_weights:
         quantized.setdefault(constant, set()).add(consumer)
-    replaced: dict[int, torch.Tensor] = {}
-    for node in graph_module.graph.nodes:
-        if node.op == "get_attr" and not set(node.users) <= quantized.get(node, set()):
+    nodes = list(graph_module.graph.nodes)
+    written = find_written_values(nodes)
+    replacements: dict[int, _Replacement] = {}
+    for node in nodes:
+        if node.op == "call_function" and is_float(node):
+            round_scalars_to_half(node)
+        elif node.op == "get_attr" and node not in written and not set(node.users) <= quantized.get(node, set()):
             is_bias = all(_takes_as_bias(user, node) for user in node.users)
-            _round_tensor(graph_module, str(node.target), replaced, negligible=is_bias)
-        elif node.op == "call_function" and is_float(node):
-            _multiply_by_reciprocal(node)
-            _round_scalars(node)
+            _round_tensor(graph_module, str(node.target), replacements, negligible=is_bias)
+    _keep_ties(graph_module, replacements)
+
+
+@dataclass(frozen=True)
+class _Replacement:
+    """Holds the original too, so that its id is not given to another tensor."""
+
+    original: torch.Tensor
+    rounded: torch.Tensor
 
 
 def _takes_as_bias(user: Node, constant: Node) -> bool:
@@ -77,55 +61,32 @@ def _takes_as_bias(user: Node, constant: Node) -> bool:
     return has_weight and len(user.args) > _BIAS_POSITION and user.args[_BIAS_POSITION] is constant
 
 
-def _round_tensor(graph_module: GraphModule, target: str, replaced: dict[int, torch.Tensor], negligible: bool) -> None:
+def _round_tensor(
+    graph_module: GraphModule, target: str, replacements: dict[int, _Replacement], negligible: bool
+) -> None:
     path, _, name = target.rpartition(".")
     owner = graph_module.get_submodule(path)
     value: object = attrgetter(name)(owner)
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         return
-    if id(value) not in replaced:
-        rounded = _rounded(value.detach(), negligible)
-        is_parameter = isinstance(value, torch.nn.Parameter)
-        replaced[id(value)] = torch.nn.Parameter(rounded, value.requires_grad) if is_parameter else rounded
-    # Tied parameters stay tied: one replacement for one tensor.
-    if not torch.equal(replaced[id(value)], value):
-        setattr(owner, name, replaced[id(value)])
-
-
-def _multiply_by_reciprocal(node: Node) -> None:
-    product = _DIVISIONS.get(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
-    divisor = node.args[1] if len(node.args) > 1 else None
-    dividend = node.args[0]
-    if product is None or not isinstance(dividend, Node) or not is_float(dividend):
+    rounded = rounded_to_half(value.detach(), negligible)
+    if torch.equal(rounded, value):
         return
-    if isinstance(divisor, int | float) and divisor != 0:
-        node.target = product
-        node.update_arg(1, 1.0 / divisor)
+    if isinstance(value, torch.nn.Parameter):
+        rounded = torch.nn.Parameter(rounded, value.requires_grad)
+    replacements[id(value)] = _Replacement(value, rounded)
+    setattr(owner, name, rounded)
 
 
-def _round_scalars(node: Node) -> None:
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet is None:
+def _keep_ties(graph_module: GraphModule, replacements: dict[int, _Replacement]) -> None:
+    """Gives every other name of a replaced parameter or buffer the replacement too."""
+    if not replacements:
         return
-    epsilon = _EPSILONS.get(packet)
-    if epsilon is not None and len(node.args) > epsilon and isinstance(node.args[epsilon], float):
-        node.update_arg(epsilon, max(float(torch.tensor(node.args[epsilon]).half()), _SMALLEST_HALF))
-    for key in _SCALAR_ARGUMENTS.get(packet, ()):
-        if isinstance(key, str):
-            if isinstance(node.kwargs.get(key), float):
-                node.update_kwarg(key, _rounded_scalar(node.kwargs[key]))
-        elif len(node.args) > key and isinstance(node.args[key], float):
-            node.update_arg(key, _rounded_scalar(node.args[key]))
-
-
-def _rounded_scalar(value: Argument) -> float:
-    assert isinstance(value, float)
-    return float(_rounded(torch.tensor(value, dtype=torch.float64)))
-
-
-def _rounded(value: torch.Tensor, negligible: bool = False) -> torch.Tensor:
-    half = value.to(torch.float16).to(value.dtype)
-    half = torch.where(torch.isfinite(half), half, value)
-    if negligible or value.numel() == 0:
-        return half
-    return half if (half - value).abs().max() <= _LARGEST_CHANGE * half.abs().max() else value
+    named = [
+        *graph_module.named_parameters(remove_duplicate=False),
+        *graph_module.named_buffers(remove_duplicate=False),
+    ]
+    for target, value in named:
+        if id(value) in replacements:
+            path, _, name = target.rpartition(".")
+            setattr(graph_module.get_submodule(path), name, replacements[id(value)].rounded)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coreml_quantizer.half_constants import _rounded
+from coreml_quantizer.half import rounded_to_half
 
 from .graphs import calls, prepare
 
@@ -65,7 +65,7 @@ def test_what_half_cannot_hold_stays() -> None:
     ],
 )
 def test_rounding_is_judged_beside_the_largest_element(values: list[float], expected: list[float]) -> None:
-    assert torch.equal(_rounded(torch.tensor(values)), torch.tensor(expected))
+    assert torch.equal(rounded_to_half(torch.tensor(values)), torch.tensor(expected))
 
 
 def test_a_bias_may_vanish() -> None:

@@ -1,0 +1,74 @@
+"""Rounds the scalar operands of a graph to float16, as `half_constants` does its tensors."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch.fx import Node
+from torch.fx.node import Argument
+
+from coreml_quantizer.half import rounded_to_half
+from coreml_quantizer.values import is_float
+
+aten = torch.ops.aten
+
+_SCALAR_ARGUMENTS: Mapping[torch._ops.OpOverloadPacket, tuple[int | str, ...]] = MappingProxyType(
+    {
+        **dict.fromkeys((aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub), (0, 1)),
+        **dict.fromkeys((aten.mul, aten.mul_), (0, 1)),
+        aten.scaled_dot_product_attention: ("scale",),
+    }
+)
+"""Operators whose scalar operands become float16 constants of the program, and where those stand."""
+
+_DIVISIONS: Mapping[torch._ops.OpOverload, torch._ops.OpOverload] = MappingProxyType(
+    {aten.div.Tensor: aten.mul.Tensor, aten.div_.Tensor: aten.mul_.Tensor}
+)
+"""Division by a scalar, and the product with its reciprocal that Core ML Tools (divide_to_multiply) makes of it."""
+
+_EPSILONS: Mapping[torch._ops.OpOverloadPacket, int] = MappingProxyType(
+    {aten.layer_norm: 4, aten.rms_norm: 3, aten.group_norm: 4, aten.batch_norm: 7, aten.instance_norm: 7}
+)
+"""Norms, and where their eps stands. Core ML Tools stores an eps below float16 as the smallest float16 number."""
+
+_SMALLEST_HALF = 2.0**-24
+
+
+def round_scalars_to_half(node: Node) -> None:
+    """Rounds the scalar operands of one call that makes a float tensor, in place.
+
+    A division by a scalar becomes the product with the reciprocal, which is what the program computes.
+    """
+    _multiply_by_reciprocal(node)
+    _round_scalars(node)
+
+
+def _multiply_by_reciprocal(node: Node) -> None:
+    product = _DIVISIONS.get(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
+    divisor = node.args[1] if len(node.args) > 1 else None
+    dividend = node.args[0] if node.args else None
+    if product is None or not isinstance(dividend, Node) or not is_float(dividend):
+        return
+    if isinstance(divisor, int | float) and divisor != 0:
+        node.target = product
+        node.update_arg(1, 1.0 / divisor)
+
+
+def _round_scalars(node: Node) -> None:
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is None:
+        return
+    epsilon = _EPSILONS.get(packet)
+    if epsilon is not None and len(node.args) > epsilon and isinstance(node.args[epsilon], float):
+        node.update_arg(epsilon, max(float(torch.tensor(node.args[epsilon]).half()), _SMALLEST_HALF))
+    for key in _SCALAR_ARGUMENTS.get(packet, ()):
+        if isinstance(key, str):
+            if isinstance(node.kwargs.get(key), float):
+                node.update_kwarg(key, _rounded_scalar(node.kwargs[key]))
+        elif len(node.args) > key and isinstance(node.args[key], float):
+            node.update_arg(key, _rounded_scalar(node.args[key]))
+
+
+def _rounded_scalar(value: Argument) -> float:
+    assert isinstance(value, float)
+    return float(rounded_to_half(torch.tensor(value, dtype=torch.float64)))
