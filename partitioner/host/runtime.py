@@ -16,8 +16,8 @@ from partitioner.host.pte import COREML_BACKEND, Method, PteProgram, read_pte, r
 from partitioner.host.runtime_inputs import DTYPES, Scalar, check_inputs
 
 _REINSTALL = (
-    "install a C++ compiler (for example `apt install g++`) and reinstall with "
-    "`pip install --force-reinstall --no-deps --no-cache-dir coreml-quantizer`"
+    "install a C++ compiler (for example `apt install g++`), then reinstall from the checkout: "
+    "`pip install --force-reinstall --no-deps .`"
 )
 
 
