@@ -19,6 +19,7 @@ from partitioner.stock import MULTIMETHOD_WEIGHT_SHARING_STRATEGY, EnumeratedSha
 # The presence of this key tells our backend that our partitioner chose the work. The device ignores unknown keys.
 MARK_KEY = "lowered_by"
 MARK = CompileSpec(MARK_KEY, b"coreml-quantizer")
+_FULL_GRAPH_MARK = CompileSpec(MARK_KEY, b"coreml-quantizer: full graph")
 
 ModelType: TypeAlias = StockBackend.MODEL_TYPE
 WeightSharing: TypeAlias = MULTIMETHOD_WEIGHT_SHARING_STRATEGY
@@ -37,6 +38,7 @@ class LoweringOptions:
         pass_pipeline: The MIL passes to run.
         weight_sharing: How the methods of a program share their weights.
         enumerated_shapes: Symbolic input shape -> the shapes that it may take.
+        lower_full_graph: Whether Core ML must take the whole program.
     """
 
     compute_unit: ct.ComputeUnit = ct.ComputeUnit.ALL
@@ -47,6 +49,7 @@ class LoweringOptions:
     pass_pipeline: ct.PassPipeline | None = None
     weight_sharing: WeightSharing = WeightSharing.POSITIONAL
     enumerated_shapes: EnumeratedShapes | None = None
+    lower_full_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ def parse(compile_specs: Sequence[CompileSpec]) -> LoweringOptions:
     problems: list[str] = []
     for spec in compile_specs:
         if spec.key == MARK_KEY:
+            values["lower_full_graph"] = spec == _FULL_GRAPH_MARK
             continue
         name = _NAMES_BY_KEY.get(spec.key)
         if name is None:
@@ -212,11 +216,13 @@ def parse(compile_specs: Sequence[CompileSpec]) -> LoweringOptions:
     return LoweringOptions(**values)
 
 
-def with_mark(compile_specs: Sequence[CompileSpec], target: ct.target | None) -> list[CompileSpec]:
+def with_mark(
+    compile_specs: Sequence[CompileSpec], target: ct.target | None, *, full_graph: bool = False
+) -> list[CompileSpec]:
     """Returns the specs for our backend: `target` in place of the given one, and the mark that claims the work."""
     key = _FIELDS["minimum_deployment_target"].key
     specs = [spec for spec in compile_specs if spec.key not in (key, MARK_KEY)]
-    return [*specs, write_option("minimum_deployment_target", target), MARK]
+    return [*specs, write_option("minimum_deployment_target", target), _FULL_GRAPH_MARK if full_graph else MARK]
 
 
 def is_marked(compile_specs: Sequence[CompileSpec]) -> bool:

@@ -168,11 +168,19 @@ def _fail(error: Exception, position: Position, program: ExportedProgram, option
             f"{place} needs the deployment target {needed.name}; it is {target.name if target else 'not set'}. Use "
             f"CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.{needed.name})"
         ) from error
-    remedy = skip_name(node) if node is not None else "..."
     raise ConversionError(
-        f"Core ML Tools could not convert {place}: {type(error).__name__}: {error}\n"
-        f"To keep the operation out of Core ML: CoreMLPartitioner(skip_ops_for_coreml_delegation=[{remedy!r}])"
+        f"Core ML Tools could not convert {place}: {type(error).__name__}: {error}\n{_remedy(node, options)}"
     ) from error
+
+
+def _remedy(node: Node | None, options: LoweringOptions) -> str:
+    if options.enumerated_shapes is not None:
+        return "Enumerated shapes need the whole program in Core ML: rewrite the model without the operation"
+    skipped = skip_name(node) if node is not None else "..."
+    whole = "lower_full_graph=False, " if options.lower_full_graph else ""
+    return (
+        f"To keep the operation out of Core ML: CoreMLPartitioner({whole}skip_ops_for_coreml_delegation=[{skipped!r}])"
+    )
 
 
 def _node_at(position: Position, program: ExportedProgram) -> Node | None:

@@ -71,7 +71,7 @@ class CoreMLPartitioner(Partitioner):
         options = parse(self.compile_specs)
         self._check_arguments(options)
         target = options.minimum_deployment_target
-        self.delegation_spec = DelegationSpec(CoreMLBackend.__name__, with_mark(self.compile_specs, target))
+        self.delegation_spec = DelegationSpec(CoreMLBackend.__name__, self._marked_specs(target))
 
     def __repr__(self) -> str:
         specs = ", ".join(f"{spec.key}={spec.value.decode(errors='replace')}" for spec in self.compile_specs)
@@ -133,7 +133,7 @@ class CoreMLPartitioner(Partitioner):
                 + "\n  ".join(map(str, refused))
                 + "\nUse lower_full_graph=False to run them outside Core ML, or rewrite the model without them"
             )
-        spec = DelegationSpec(self.delegation_spec.backend_id, with_mark(self.compile_specs, target))
+        spec = DelegationSpec(self.delegation_spec.backend_id, self._marked_specs(target))
         tags: dict[str, DelegationSpec] = {}
         for index, nodes in enumerate(_group(exported_program, decisions)):
             tags[f"tag{index}"] = spec
@@ -144,6 +144,9 @@ class CoreMLPartitioner(Partitioner):
         if self.take_over_mutable_buffer:
             tag_mutated_buffer(exported_program)
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
+
+    def _marked_specs(self, target: ct.target | None) -> list[CompileSpec]:
+        return with_mark(self.compile_specs, target, full_graph=self.lower_full_graph)
 
     @property
     def _skipped(self) -> frozenset[str]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from partitioner.host.errors import ExecutionError as ExecutionError
     from partitioner.host.errors import HostError as HostError
     from partitioner.host.errors import InputError as InputError
+    from partitioner.host.errors import PolicyError as PolicyError
     from partitioner.host.errors import ProgramFormatError as ProgramFormatError
     from partitioner.host.errors import UnsupportedMilOpError as UnsupportedMilOpError
     from partitioner.host.loading import Program as Program
@@ -29,6 +30,7 @@ _SOURCES = {
     "ExecutionError": "errors",
     "HostError": "errors",
     "InputError": "errors",
+    "PolicyError": "errors",
     "ProgramFormatError": "errors",
     "UnsupportedMilOpError": "errors",
     "Program": "loading",
@@ -49,6 +51,7 @@ __all__ = [
     "InputError",
     "Opset",
     "Policy",
+    "PolicyError",
     "Program",
     "ProgramFormatError",
     "UnsupportedMilOpError",

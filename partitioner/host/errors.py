@@ -33,6 +33,10 @@ class InputError(HostError):
     """An input is missing, unknown, or has the wrong shape or data type."""
 
 
+class PolicyError(HostError, ValueError):
+    """There is no such precision policy."""
+
+
 class ExecutionError(HostError):
     """An operation failed while a program was running."""
 

@@ -40,9 +40,10 @@ def load(source: Source, *, policy: str | Policy = STORAGE16) -> "Program":
     Raises:
         ProgramFormatError: The source is unreadable or no ML Program.
         UnsupportedMilOpError: The program uses operations that have no definition here.
-        ValueError: The policy is unknown.
+        PolicyError: The policy is unknown.
     """
-    return Program(open_program(source), get_policy(policy))
+    chosen = get_policy(policy)
+    return Program(open_program(source), chosen)
 
 
 class Program:

@@ -24,6 +24,9 @@ def patch_coremltools(policy: str | Policy = STORAGE16) -> Iterator[None]:
 
     Args:
         policy: Precision policy, by name or as an object.
+
+    Raises:
+        PolicyError: The policy is unknown.
     """
     from coremltools.models import MLModel
     from coremltools.models.model import MLState

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 
 from partitioner.host.dtypes import DType
+from partitioner.host.errors import PolicyError
 
 Rounding: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
@@ -57,10 +58,10 @@ def get_policy(policy: str | Policy) -> Policy:
     """Look a policy up by name; a `Policy` is returned as it is.
 
     Raises:
-        ValueError: The name is unknown.
+        PolicyError: The name is unknown, or it is neither a name nor a `Policy`.
     """
     if isinstance(policy, Policy):
         return policy
-    if policy not in policies:
-        raise ValueError(f"unknown precision policy {policy!r}; choose one of {sorted(policies)} or pass a Policy")
+    if not isinstance(policy, str) or policy not in policies:
+        raise PolicyError(f"unknown precision policy {policy!r}; choose one of {sorted(policies)} or pass a Policy")
     return policies[policy]

@@ -44,7 +44,7 @@ def enable(policy: str | Policy = STORAGE16) -> None:
 
     Raises:
         DelegateUnavailableError: The native module was not built for this installation.
-        ValueError: The policy is unknown.
+        PolicyError: The policy is unknown.
     """
     chosen = get_policy(policy)
     if sys.platform == "darwin":
@@ -79,7 +79,7 @@ def run(
         DelegateUnavailableError: The program needs the native delegate, which was not built, or another backend.
         UnsupportedMilOpError: The program uses operations that the host runtime does not define.
         ExecutionError: Running failed.
-        ValueError: The policy is unknown.
+        PolicyError: The policy is unknown.
     """
     chosen = get_policy(policy)
     data = bytes(pte) if isinstance(pte, (bytes, bytearray, memoryview)) else read_pte_file(pte)

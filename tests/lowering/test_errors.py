@@ -115,6 +115,30 @@ def test_a_failed_conversion_names_the_operation_its_line_and_the_remedy(monkeyp
     assert "skip_ops_for_coreml_delegation=['aten.relu.default']" in message
 
 
+@pytest.mark.parametrize("enumerated", [False, True])
+def test_a_failed_conversion_of_the_full_graph_has_its_own_remedy(
+    monkeypatch: pytest.MonkeyPatch, enumerated: bool
+) -> None:
+    def fail(_context: object, _node: object) -> None:
+        raise KeyError("dtype")
+
+    shapes = {"x": {0: torch.export.Dim("n", min=2, max=16)}}
+    program = torch.export.export(Relu(), (torch.zeros(4, 6),), dynamic_shapes=shapes)
+    specs = [CoreMLBackend.generate_enumerated_shapes_compile_spec(program, {"x": [[2, 6], [8, 6]]})]
+    partitioner = CoreMLPartitioner(compile_specs=specs if enumerated else [], lower_full_graph=True)
+    monkeypatch.setitem(registry._TORCH_OPS_REGISTRY.name_to_func_mapping, "relu", fail)
+    with pytest.raises(errors.ConversionError) as error:
+        to_edge_transform_and_lower(program, partitioner=[partitioner])
+    message = str(error.value)
+    if enumerated:
+        assert "rewrite the model without the operation" in message
+        assert "skip_ops_for_coreml_delegation" not in message
+    else:
+        assert (
+            "CoreMLPartitioner(lower_full_graph=False, skip_ops_for_coreml_delegation=['aten.relu.default'])" in message
+        )
+
+
 class Relu(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x) + 1
