@@ -54,7 +54,7 @@ STORAGE16 = Policy(
 policies: dict[str, Policy] = {policy.name: policy for policy in (FLOAT32, STORAGE16)}
 
 
-def get_policy(policy: str | Policy) -> Policy:
+def get_policy(policy: object) -> Policy:
     """Look a policy up by name; a `Policy` is returned as it is.
 
     Raises:

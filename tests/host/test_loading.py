@@ -225,6 +225,27 @@ def test_unknown_operations_are_all_listed_and_can_be_defined():
             OPS.remove(name, host.Opset.IOS17)
 
 
+def test_each_unknown_operation_is_listed_once():
+    def build(x):
+        return mb.add(x=mb.sinh(x=mb.cosh(x=x)), y=mb.cosh(x=mb.sin(x=x)), name="y")
+
+    model = convert(build, {"x": X})
+    spec = model.get_spec()
+    renamed = {"cosh": "twice", "sinh": "once"}
+    operations = spec.mlProgram.functions["main"].block_specializations["CoreML7"].operations
+    for operation in operations:
+        operation.type = renamed.get(operation.type, operation.type)
+    assert sorted(operation.type for operation in operations if operation.type in renamed.values()) == [
+        "once",
+        "twice",
+        "twice",
+    ]
+    with pytest.raises(host.UnsupportedMilOpError) as caught:
+        host.load(ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True))
+    assert caught.value.missing == ("once (IOS17)", "twice (IOS17)")
+    assert "uses 2 operation(s) that" in str(caught.value)
+
+
 def test_failures_name_the_operation():
     index = np.array([9], np.int32)
     program = host.load(convert(lambda x, i: mb.gather(x=x, indices=i, axis=1, name="g"), {"x": X, "i": index}))
@@ -311,8 +332,18 @@ def test_policies_are_named_and_differ():
     np.testing.assert_array_equal(host.load(model).predict({"x": x})["y"], [[1.0, 2048.0]])
     exact = x + np.float32(np.float16(0.0001))
     np.testing.assert_array_equal(host.load(model, policy="float32").predict({"x": x})["y"], exact)
-    with pytest.raises(ValueError, match=r"choose one of \['float32', 'storage16'\]"):
-        host.load(model, policy="exact")
+
+
+@pytest.mark.parametrize("policy", ["exact", "float64", "", None, 16, ["float32"]])
+def test_unknown_policies_are_refused(package, policy):
+    with pytest.raises(host.PolicyError, match=r"choose one of \['float32', 'storage16'\]") as caught:
+        host.load(package, policy=policy)
+    assert isinstance(caught.value, host.HostError)
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(host.PolicyError, match="unknown precision policy"):
+        host.enable(policy)
+    with pytest.raises(host.PolicyError, match="unknown precision policy"), host.patch_coremltools(policy):
+        pass
 
 
 def test_importing_the_host_runtime_is_light():
