@@ -134,6 +134,8 @@ class RangeObserver(ObserverBase):
             raise CalibrationError(self._why_no_range())
 
     def _why_no_range(self) -> str:
+        if self.constant:
+            return f"The weight '{self.tensor_name}' is empty, or contains not-a-number or infinite values."
         if bool((self.min_val > self.max_val).any()):
             return (
                 f"'{self.tensor_name}' was never observed, so it has no range. Run the prepared model on "

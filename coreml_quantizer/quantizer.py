@@ -69,10 +69,11 @@ class CoreMLQuantizer(Quantizer):
         """Rounds float constants, ties observers of weights to them, and inserts all observers; torchao calls it.
 
         Raises:
-            QuantizerError: It was `prepare_qat_pt2e` that called.
+            QuantizerError: It was `prepare_qat_pt2e` that called, or the model was exported in training mode.
         """
         placement, self._placement = self._placement, None
         training.refuse(model, edge_or_node_to_obs_or_fq)
+        training.refuse_training_mode(model)
         assert placement is not None, "torchao calls annotate first"
         round_constants_to_half(model, placement.weights)
         _watch_weights(model, edge_or_node_to_obs_or_fq, placement.weights)

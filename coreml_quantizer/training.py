@@ -1,16 +1,50 @@
-"""Tells `prepare_qat_pt2e` from `prepare_pt2e`, which torchao does not tell a quantizer."""
+"""Recognizes training: `prepare_qat_pt2e`, which torchao does not tell a quantizer, and graphs in training mode."""
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.fake_quantize import FixedQParamsFakeQuantize
 from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec, QuantizationAnnotation
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from coreml_quantizer.errors import QuantizerError
+from coreml_quantizer.scope import module_stack
 from coreml_quantizer.sharing import Place
 
 _PROBE = FixedQParamsQuantizationSpec(torch.uint8, 1.0, 0, quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine)
 """torchao makes a fake quantize of it for training, and an observer otherwise."""
+
+
+_COUNTER = "num_batches_tracked"
+_TRAINING_ARGUMENTS = {torch.ops.aten.dropout: 2, torch.ops.aten.dropout_: 2, torch.ops.aten.batch_norm: 5}
+"""Operators that behave differently in training, and the argument that says so."""
+
+
+def refuse_training_mode(model: GraphModule) -> None:
+    """Checks that `model` was exported in eval mode.
+
+    Raises:
+        QuantizerError: Some operator trains; the message lists the modules.
+    """
+    training = sorted({_module_of(node) for node in model.graph.nodes if _trains(node)})
+    if training:
+        raise QuantizerError(
+            f"The model was exported in training mode: {', '.join(training)}. Call model.eval() before "
+            "torch.export.export; what is calibrated must be what the device runs."
+        )
+
+
+def _trains(node: Node) -> bool:
+    position = _TRAINING_ARGUMENTS.get(getattr(node.target, "overloadpacket", None))  # type: ignore[arg-type]
+    if position is not None:
+        return len(node.args) > position and node.args[position] is True
+    counter = node.args[0] if node.op == "call_function" and node.args else None
+    writes = node.target is torch.ops.aten.add_.Tensor and isinstance(counter, Node) and counter.op == "get_attr"
+    return writes and str(getattr(counter, "target", "")).endswith(_COUNTER)
+
+
+def _module_of(node: Node) -> str:
+    stack = module_stack(node)
+    return repr(stack[-1][0]) if stack and stack[-1][0] else f"the node {node.name}"
 
 
 def plant(model: GraphModule) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from coremltools.optimize.torch.quantization import LinearQuantizerConfig, ModuleLinearQuantizerConfig
 
+from coreml_quantizer.config.fields import problems_of
 from coreml_quantizer.config.policy import QuantizationPolicy
 from coreml_quantizer.errors import ConfigError, QuantizerWarning
 from coreml_quantizer.specs import (
@@ -87,6 +88,9 @@ def _as_linear_config(config: object) -> LinearQuantizerConfig:
     if isinstance(config, LinearQuantizerConfig):
         return config
     if isinstance(config, dict):
+        problems = problems_of(config)
+        if problems:
+            raise ConfigError("The dict is not a LinearQuantizerConfig:\n  " + "\n  ".join(problems))
         try:
             return LinearQuantizerConfig.from_dict(config)
         except Exception as error:

@@ -1,5 +1,6 @@
 """The table of operator rules: what each ATen operator is to quantization, and why."""
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -112,13 +113,12 @@ class RuleTable:
         """Adds rules.
 
         Raises:
-            RuleError: An operator has a rule already, or a rule gives no reason.
+            RuleError: An operator has a rule already, or a rule is not well formed.
         """
         for rule in rules:
+            _check(rule)
             if rule.op in self._rules:
                 raise RuleError(f"{rule.op} has a rule already; remove it first with `rules.unregister({rule.op})`.")
-            if not rule.reason:
-                raise RuleError(f"The rule for {rule.op} needs a reason: users read it in the placement report.")
             self._rules[rule.op] = rule
 
     def unregister(self, op: OpPacket) -> OpRule:
@@ -138,3 +138,18 @@ class RuleTable:
 
     def __len__(self) -> int:
         return len(self._rules)
+
+
+def _check(rule: object) -> None:
+    if not isinstance(rule, OpRule):
+        raise RuleError(f"{rule!r} is no OpRule; write OpRule(torch.ops.aten.relu, Treatment.SHARED, reason=...).")
+    if isinstance(rule.op, torch._ops.OpOverload):
+        raise RuleError(f"{rule.op} is one overload; rules are for all of them: OpRule({rule.op.overloadpacket}, ...).")
+    if not isinstance(rule.op, torch._ops.OpOverloadPacket) and rule.op is not operator.getitem:
+        raise RuleError(f"{rule.op!r} never stands in an exported graph; name an operator such as torch.ops.aten.relu.")
+    if not isinstance(rule.treatment, Treatment):
+        raise RuleError(
+            f"The rule for {rule.op} has treatment {rule.treatment!r}; use one of {', '.join(map(str, Treatment))}."
+        )
+    if not rule.reason:
+        raise RuleError(f"The rule for {rule.op} needs a reason: it stands in the table of operators.")

@@ -66,6 +66,16 @@ def test_preparing_for_training_is_refused() -> None:
         prepare_qat_pt2e(exported, CoreMLQuantizer())
 
 
+@pytest.mark.parametrize(
+    ("layer", "name"), [(nn.Dropout(0.5), "'1'"), (nn.BatchNorm1d(4), "'1'")], ids=["dropout", "batch norm"]
+)
+def test_a_graph_in_training_mode_is_refused(layer: nn.Module, name: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 4), layer).train()
+    exported = torch.export.export(model, ROWS).module()
+    with pytest.raises(QuantizerError, match=rf"training mode: {name}.*model.eval\(\)"):
+        prepare_pt2e(exported, CoreMLQuantizer())
+
+
 def test_min_max_against_float64() -> None:
     batches = torch.randn(5, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     observer = MinMaxObserver(TensorSpec(INT8, granularity=PerChannel(1)))
@@ -138,6 +148,22 @@ def test_rules_are_registered_once_and_give_a_reason() -> None:
     previous = rules.unregister(relu)
     rules.register(previous)
     assert len({rule.op for rule in rules}) == len(rules)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (3, "is no OpRule"),
+        (OpRule("aten.foo", Treatment.FLOAT, reason="why"), "never stands in an exported graph"),
+        (OpRule(torch.cumsum, Treatment.FLOAT, reason="why"), "never stands in an exported graph"),
+        (OpRule(torch.ops.aten.tan.default, Treatment.FLOAT, reason="why"), "one overload"),
+        (OpRule(torch.ops.aten.tan, "shared", reason="why"), "treatment 'shared'"),
+    ],
+    ids=["number", "string", "function", "overload", "treatment"],
+)
+def test_rules_that_could_never_hold_are_refused(rule: object, words: str) -> None:
+    with pytest.raises(RuleError, match=words):
+        rules.register(rule)
 
 
 @pytest.mark.parametrize("rule", list(rules), ids=lambda rule: str(rule.op))
