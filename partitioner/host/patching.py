@@ -20,13 +20,14 @@ def patch_coremltools(policy: str | Policy = STORAGE16) -> Iterator[None]:
     """Run ``MLModel.predict`` and ``MLModel.make_state`` of ML Programs on this machine, until the context ends.
 
     Models may be made before or inside the context. Predictions follow a precision policy and are never what a
-    particular Apple device returns. Models that are no ML Programs keep coremltools' behaviour.
+    particular Apple device returns. Models that are no ML Programs are refused, unless Core ML itself has loaded them.
 
     Args:
         policy: Precision policy, by name or as an object.
 
     Raises:
         PolicyError: The policy is unknown.
+        ProgramFormatError: From ``predict`` and ``make_state``: the model is no ML Program.
     """
     from coremltools.models import MLModel
     from coremltools.models.model import MLState
@@ -35,15 +36,16 @@ def patch_coremltools(policy: str | Policy = STORAGE16) -> Iterator[None]:
     originals: dict[str, Callable[..., Any]] = {name: getattr(MLModel, name) for name in ("predict", "make_state")}
 
     def predict(self: Any, data: Any, state: Any = None) -> Any:
-        if not _is_ml_program(self):
+        if _is_core_mls(self):
             return originals["predict"](self, data, state)
+        host.program(self)
         MLModel._check_predict_data(data)
         if isinstance(data, list):
             return [host.predict(self, item, state) for item in data]
         return host.predict(self, data, state)
 
     def make_state(self: Any) -> Any:
-        if not _is_ml_program(self):
+        if _is_core_mls(self):
             return originals["make_state"](self)
         program, function = host.program(self)
         return MLState(HostState(program, function))
@@ -113,8 +115,9 @@ class _Host:
         return program.predict(given, None if state is None else state.__proxy__.states, function.name)
 
 
-def _is_ml_program(model: Any) -> bool:
-    return bool(model._spec.WhichOneof("Type") == "mlProgram")
+def _is_core_mls(model: Any) -> bool:
+    """Whether only Core ML can run a model, and is there to do so."""
+    return bool(model._spec.WhichOneof("Type") != "mlProgram" and model.__proxy__ is not None)
 
 
 def _as_declared(feature: Feature | None, value: Any) -> Any:

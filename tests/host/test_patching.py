@@ -67,8 +67,30 @@ def test_the_policy_is_the_contexts():
             assert model.predict({"x": x})["y"][0] == expected
 
 
-def test_other_models_keep_their_behavior():
+def _neural_network():
     builder = NeuralNetworkBuilder([("x", Array(3))], [("y", Array(3))])
     builder.add_activation("a", "RELU", "x", "y")
-    with host.patch_coremltools(), pytest.raises(Exception, match=NO_CORE_ML):
-        ct.models.MLModel(builder.spec).predict({"x": X})
+    return ct.models.MLModel(builder.spec, skip_model_load=True)
+
+
+def test_other_models_are_refused_where_core_ml_is_not():
+    model = _neural_network()
+    with pytest.raises(host.ProgramFormatError) as loaded:
+        host.load(model)
+    assert "not an ML Program: the model is of type neuralNetwork" in str(loaded.value)
+    with host.patch_coremltools():
+        for call in (lambda: model.predict({"x": X}), lambda: model.predict([{"x": X}]), model.make_state):
+            with pytest.raises(host.ProgramFormatError) as predicted:
+                call()
+            assert str(predicted.value) == str(loaded.value)
+
+
+def test_other_models_that_core_ml_loaded_keep_their_behavior():
+    class Framework:
+        def predict(self, data, state):
+            return {"y": -data["x"]}
+
+    model = _neural_network()
+    model.__proxy__ = Framework()
+    with host.patch_coremltools():
+        np.testing.assert_array_equal(model.predict({"x": X})["y"], -X)
