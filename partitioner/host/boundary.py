@@ -17,6 +17,23 @@ _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, to
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def check_data(features: Sequence[Feature], given: object) -> None:
+    """Check that named inputs are a dictionary, or a list of dictionaries.
+
+    Raises:
+        InputError: They are something else.
+    """
+    entries = given if isinstance(given, (list, tuple)) else [given]
+    wrong = sorted({type(entry).__name__ for entry in entries if not isinstance(entry, Mapping)})
+    if wrong:
+        example = ", ".join(f"{feature.name!r}: ..." for feature in features)
+        place = "a list with" if isinstance(given, (list, tuple)) else "a"
+        raise InputError(
+            f"predict got {place} {', '.join(wrong)}; give a dictionary {{{example}}}, or a list of such dictionaries "
+            "(tensors by position go to run)"
+        )
+
+
 def check_names(features: Sequence[Feature], given: Mapping[str, Any]) -> None:
     """Check that every required input is given and none is unknown.
 
@@ -25,7 +42,7 @@ def check_names(features: Sequence[Feature], given: Mapping[str, Any]) -> None:
     """
     known = {feature.name for feature in features}
     missing = sorted(feature.name for feature in features if not feature.optional and feature.name not in given)
-    unknown = sorted(given.keys() - known)
+    unknown = sorted(given.keys() - known, key=str)
     problems = [f"missing {missing}"] * bool(missing) + [f"unknown {unknown}"] * bool(unknown)
     if problems:
         raise InputError(f"inputs {' and '.join(problems)}; the program takes {sorted(known)}")
@@ -35,8 +52,10 @@ def check_count(features: Sequence[Feature], given: Sequence[Any]) -> None:
     """Check the number of positional inputs.
 
     Raises:
-        InputError: There are too few or too many.
+        InputError: They are no sequence, or there are too few or too many.
     """
+    if not isinstance(given, (list, tuple)):
+        raise InputError(f"run got a {type(given).__name__}; give a list of tensors, one for each input")
     if len(given) != len(features):
         names = [feature.name for feature in features]
         raise InputError(f"got {len(given)} inputs, expected {len(features)} in the order {names}")

@@ -13,14 +13,17 @@ _MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"
 
 
 def from_image(feature: Feature, given: Any) -> Any:
-    """A PIL image as a tensor of shape (1, channels, height, width); anything but an image passes as it is.
+    """A PIL image as a tensor of shape (1, channels, height, width).
 
     Raises:
-        InputError: The image's mode is not the declared color layout's.
+        InputError: It is no PIL image, or the image's mode is not the declared color layout's.
     """
-    if not hasattr(given, "getbands"):
-        return given
     mode = _MODES[feature.color or "RGB"]
+    if not hasattr(given, "getbands"):
+        raise InputError(
+            f"input {feature.name!r} is an image: got a {type(given).__name__}, expected a PIL.Image of mode {mode}; "
+            "make one with PIL.Image.fromarray, or pass pixels as a tensor to run"
+        )
     if given.mode != mode:
         raise InputError(f"input {feature.name!r}: got an image of mode {given.mode}, expected {mode}")
     pixels = np.asarray(given, dtype=np.float32)

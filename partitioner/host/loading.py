@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import torch
 import partitioner.host.ops  # noqa: F401  (registers the operations)
 from partitioner.host.boundary import (
     check_count,
+    check_data,
     check_names,
     default_input,
     storage_addresses,
@@ -107,32 +108,44 @@ class Program:
         """
         return {feature.name: State(default_input(feature)) for feature in self._function(function).states}
 
+    @overload
     def predict(
         self, data: Mapping[str, Any], state: States | None = None, function: str | None = None
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any]: ...
+
+    @overload
+    def predict(
+        self, data: Sequence[Mapping[str, Any]], state: None = None, function: str | None = None
+    ) -> list[dict[str, Any]]: ...
+
+    def predict(
+        self,
+        data: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        state: States | None = None,
+        function: str | None = None,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
         """Run with named numpy arrays, as ``MLModel.predict`` does.
 
         Args:
-            data: Input name -> array (or PIL image where the input is an image).
-            state: What `make_state` returned, written in place; needed when the program has states.
+            data: Input name -> array (PIL image where the input is an image), or a list of such dictionaries.
+            state: What `make_state` returned, written in place; needed when the program has states. Not for lists.
             function: Function to run; the default one when None.
 
         Returns:
-            Output name -> array of the declared type; a PIL image, string or dictionary where the output is one.
+            Output name -> array of the declared type; a PIL image, string or dictionary where the output is one. For a
+            list, one such dictionary for each of its entries.
 
         Raises:
             InputError: An input is missing, unknown, or of the wrong shape or type.
             ExecutionError: An operation failed.
         """
         chosen = self._function(function)
-        check_names(chosen.inputs, data)
-        given = {
-            feature.name: from_image(feature, data[feature.name]) if feature.kind == "image" else data[feature.name]
-            for feature in chosen.inputs
-            if feature.name in data
-        }
-        outputs = self._run(chosen, given, state)
-        return {feature.name: _to_numpy(feature, value) for feature, value in zip(chosen.outputs, outputs, strict=True)}
+        check_data(chosen.inputs, data)
+        if isinstance(data, Mapping):
+            return self._predict(chosen, data, state)
+        if state is not None:
+            raise InputError("a state serves one prediction at a time; call predict(data, state) for each of the list")
+        return [self._predict(chosen, entry, None) for entry in data]
 
     def run(
         self, inputs: Sequence[torch.Tensor], state: States | None = None, function: str | None = None
@@ -156,6 +169,17 @@ class Program:
         return self._run(
             chosen, {feature.name: value for feature, value in zip(chosen.inputs, inputs, strict=True)}, state
         )
+
+    def _predict(self, function: Function, data: Mapping[str, Any], state: States | None) -> dict[str, Any]:
+        check_names(function.inputs, data)
+        given = {
+            feature.name: from_image(feature, data[feature.name]) if feature.kind == "image" else data[feature.name]
+            for feature in function.inputs
+            if feature.name in data
+        }
+        outputs = self._run(function, given, state)
+        pairs = zip(function.outputs, outputs, strict=True)
+        return {feature.name: _to_numpy(feature, value) for feature, value in pairs}
 
     def _run(self, function: Function, given: Mapping[str, Any], state: States | None) -> list[Any]:
         plan = self._plan(function)

@@ -183,3 +183,7 @@ def test_images_cross_as_pixels_in_the_declared_layout():
     np.testing.assert_array_equal(result[0], pixels.transpose(2, 0, 1)[::-1] / 2)
     with pytest.raises(host.InputError, match="got an image of mode L, expected RGB"):
         loaded.predict({"x": image_module.fromarray(pixels[..., 0])})
+    with pytest.raises(host.InputError, match=r"'x' is an image: got a ndarray, expected a PIL\.Image of mode RGB"):
+        loaded.predict({"x": x})
+    (positional,) = loaded.run([torch.from_numpy(pixels.transpose(2, 0, 1)[::-1].copy())[None]])
+    np.testing.assert_array_equal(positional.numpy(), result)

@@ -113,6 +113,29 @@ def test_wrong_inputs_are_named(package, data, message):
         host.load(package).predict(data)
 
 
+def test_a_list_of_inputs_gives_a_list_of_results(package):
+    program = host.load(package)
+    results = program.predict([{"x": X}, {"x": -X}])
+    assert [list(result) for result in results] == [["y"], ["y"]]
+    np.testing.assert_array_equal(results[0]["y"], X @ WEIGHT.T)
+    np.testing.assert_array_equal(results[1]["y"], -X @ WEIGHT.T)
+    assert program.predict([]) == []
+    with pytest.raises(host.InputError, match="a state serves one prediction at a time"):
+        program.predict([{"x": X}], program.make_state())
+
+
+@pytest.mark.parametrize("data", [None, X, torch.from_numpy(X), "x", [X], [{"x": X}, None]])
+def test_data_that_is_no_dictionary_is_refused(package, data):
+    with pytest.raises(host.InputError, match=r"give a dictionary \{'x': \.\.\.\}, or a list of such dictionaries"):
+        host.load(package).predict(data)
+
+
+@pytest.mark.parametrize("inputs", [None, torch.from_numpy(X), X, {"x": X}])
+def test_positional_inputs_must_be_a_list(package, inputs):
+    with pytest.raises(host.InputError, match="give a list of tensors, one for each input"):
+        host.load(package).run(inputs)
+
+
 def test_wrong_positional_inputs_are_named(package):
     program = host.load(package)
     with pytest.raises(host.InputError, match=r"got 0 inputs, expected 1 in the order \['x'\]"):
