@@ -17,7 +17,7 @@ import partitioner.lowerings  # registers the converters  # noqa: F401
 from partitioner.compile_specs import LoweringOptions
 from partitioner.errors import ConversionError, DeploymentTargetError, PartitionerError
 from partitioner.nodes import op_name, skip_name, source_line
-from partitioner.pipelines import default_pipeline
+from partitioner.pipelines import complete, default_pipeline
 from partitioner.quiet import Position, quiet_conversion
 from partitioner.stock import enumerated_inputs
 
@@ -83,7 +83,7 @@ def _convert_into(path: Path, program: ExportedProgram, options: LoweringOptions
         source="pytorch",
         convert_to="mlprogram",
         inputs=_inputs(program, options),
-        pass_pipeline=options.pass_pipeline or default_pipeline(),
+        pass_pipeline=complete(options.pass_pipeline or default_pipeline()),
         compute_precision=options.compute_precision,
         minimum_deployment_target=options.minimum_deployment_target,
         compute_units=options.compute_unit,

@@ -1,6 +1,8 @@
-"""The MIL passes that a lowering runs when its compile specs name none."""
+"""The MIL passes that a lowering runs."""
 
 import coremltools as ct
+
+from partitioner.passes import FINAL_PASSES
 
 # It divides the scales around a quantized addition by one of them. The quotients are no longer the calibrated scales,
 # and storing them in float16 moves values across rounding boundaries: the delegate stops agreeing with the converted
@@ -12,4 +14,12 @@ def default_pipeline() -> ct.PassPipeline:
     """Returns Core ML Tools' default passes without those that change what a quantized program computes."""
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(_REMOVED)
+    return pipeline
+
+
+def complete(pipeline: ct.PassPipeline) -> ct.PassPipeline:
+    """Adds to a pipeline, in place, the passes without which its model may be unreadable."""
+    for name in FINAL_PASSES:
+        if name not in pipeline.passes:
+            pipeline.append_pass(name)
     return pipeline

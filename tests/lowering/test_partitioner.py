@@ -131,6 +131,24 @@ def test_mutable_buffers_become_states_or_stay_outside() -> None:
     assert deserialize_pte_binary(left.to_executorch().buffer).program.execution_plan
 
 
+EQUAL_OUTPUTS = {
+    "copies of an input": lambda x: (x.clone(), x.clone(), x * 2),
+    "computations": lambda x: (torch.relu(x) + 1, torch.relu(x) + 1),
+    "copies of a value": lambda x: ((x * 2) + 0, (x * 2).clone(), x * 2),
+}
+
+
+@pytest.mark.parametrize("pass_names", [None, ["common::noop_elimination", "common::remove_redundant_ops"]])
+@pytest.mark.parametrize("function", EQUAL_OUTPUTS.values(), ids=EQUAL_OUTPUTS.keys())
+def test_equal_outputs_stay_distinct_and_run(function, pass_names: list[str] | None) -> None:
+    manager = lower(Function(function), (X,), compute_precision=ct.precision.FLOAT32, pass_names=pass_names)
+    description = spec(manager).description
+    names = [feature.name for feature in (*description.input, *description.output)]
+    assert len(set(names)) == len(names)
+    results = host.run(manager.to_executorch().buffer, X)
+    torch.testing.assert_close(results, list(function(X)), rtol=0, atol=0)
+
+
 def test_constants_stay_outside_on_request() -> None:
     manager = lower(nn.Linear(3, 4), (X,), partitioner=CoreMLPartitioner(take_over_constant_data=False))
     names = [feature.name for feature in spec(manager).description.input]
