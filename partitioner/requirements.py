@@ -27,11 +27,13 @@ class Requirement:
         target: The oldest deployment target that has the feature.
         feature: The feature in the user's words.
         origin: The operation or input that uses it.
+        remedy: What else mends it, beside a newer target.
     """
 
     target: ct.target
     feature: str
     origin: str
+    remedy: str | None = None
 
 
 _Rule = Callable[[Node], tuple[ct.target, str] | None]
@@ -44,10 +46,17 @@ def _quantize(node: Node) -> tuple[ct.target, str]:
     return ct.target.iOS17, "quantized activations"
 
 
+def _is_computed(value: object) -> bool:
+    """Whether a value is the result of an operation other than the folded quantization of a weight."""
+    return isinstance(value, Node) and value.op == "call_function"
+
+
 def _dequantize(minimum: int, maximum: int) -> _Rule:
     """Arguments `minimum` and `maximum` hold the integer range."""
 
     def rule(node: Node) -> tuple[ct.target, str] | None:
+        if _is_computed(node.args[0]):
+            return ct.target.iOS17, "quantized activations"
         levels = argument(node, maximum, "quant_max", 127) - argument(node, minimum, "quant_min", -128)
         if levels <= _SUB_BYTE_LEVELS:
             return ct.target.iOS18, "weights of 4 bits or fewer"
@@ -83,6 +92,11 @@ RULES: Mapping[str, _Rule] = MappingProxyType(
     }
 )
 
+_FREEZE_STATISTICS = (
+    "The program updates the running statistics of batch norms, which is training: call model.eval() before "
+    "torch.export.export"
+)
+
 # Operations that compute scales at run time, and the quantizers that take them.
 _DYNAMIC = ("choose_qparams", "_choose_qparams")
 
@@ -114,7 +128,8 @@ def _io_requirements(program: ExportedProgram, take_over_buffers: bool) -> Itera
     signature = program.graph_signature
     if take_over_buffers:
         for buffer in signature.buffers_to_mutate.values():
-            yield Requirement(ct.target.iOS18, "mutable buffers as Core ML states", f"buffer {buffer!r}")
+            remedy = _FREEZE_STATISTICS if buffer.endswith("num_batches_tracked") else None
+            yield Requirement(ct.target.iOS18, "mutable buffers as Core ML states", f"buffer {buffer!r}", remedy)
     user_inputs = {spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT}
     if not user_inputs:
         yield Requirement(ct.target.iOS18, "a model without inputs", "the program")
@@ -140,17 +155,18 @@ def check_target(requirements: Iterable[Requirement], target: ct.target) -> None
     if not missing:
         return
     lines = [
-        f"  {feature} need{'' if feature.endswith('s') else 's'} {needed.name}: {origin} ({count}x)"
+        f"  {feature} need{'s' if feature.startswith('a ') else ''} {needed.name}: {origin} ({count}x)"
         for (needed, feature, origin), count in Counter(
             (item.target, item.feature, item.origin) for item in missing
         ).items()
     ]
     needed = max(requirement.target for requirement in missing)
+    remedies = "".join(f"\n{remedy}" for remedy in dict.fromkeys(item.remedy for item in missing) if remedy)
     raise DeploymentTargetError(
         f"the minimum deployment target {target.name} is too low for this program:\n"
         + "\n".join(lines)
         + "\nUse CoreMLPartitioner(compile_specs=CoreMLBackend.generate_compile_specs("
-        f"minimum_deployment_target=ct.target.{needed.name}))"
+        f"minimum_deployment_target=ct.target.{needed.name})){remedies}"
     )
 
 

@@ -47,6 +47,48 @@ def test_quantized_activations_need_ios17(low: ct.target) -> None:
 
 
 @pytest.mark.usefixtures("no_conversion")
+def test_the_dequantization_of_activations_is_not_called_weights() -> None:
+    program = torch.export.export(quantized(linear(), X), X)
+    partitioner = CoreMLPartitioner(
+        compile_specs=CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.iOS15)
+    )
+    with pytest.raises(errors.DeploymentTargetError) as error:
+        to_edge_transform_and_lower(program, partitioner=[partitioner])
+    message = str(error.value)
+    assert "quantized activations need iOS17: quantized_decomposed.dequantize_per_tensor.default" in message
+    assert "quantized weights need iOS16: quantized_decomposed.dequantize_per_channel.default (1x)" in message
+    assert "quantized weights need iOS16: quantized_decomposed.dequantize_per_tensor.default" not in message
+
+
+@pytest.mark.usefixtures("no_conversion")
+def test_small_weights_are_named_in_a_sentence() -> None:
+    program = torch.export.export(quantized(linear(), X, activation=None, weight_range=(-7, 7)), X)
+    partitioner = CoreMLPartitioner(
+        compile_specs=CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.iOS17)
+    )
+    with pytest.raises(errors.DeploymentTargetError, match="weights of 4 bits or fewer need iOS18: "):
+        to_edge_transform_and_lower(program, partitioner=[partitioner])
+
+
+class CountingNorm(nn.BatchNorm1d):
+    """What is left of a batch norm in training once it is folded into its convolution."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_batches_tracked.add_(1)
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+@pytest.mark.usefixtures("no_conversion")
+def test_running_statistics_of_batch_norms_are_recognised_as_training() -> None:
+    specs = CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.iOS17)
+    model = nn.Sequential(CountingNorm(6), CountingNorm(6))
+    with pytest.raises(errors.DeploymentTargetError) as error:
+        lower(model, X, partitioner=CoreMLPartitioner(compile_specs=specs))
+    assert "buffer '1.num_batches_tracked'" in str(error.value)
+    assert str(error.value).count("call model.eval() before torch.export.export") == 1
+
+
+@pytest.mark.usefixtures("no_conversion")
 def test_low_targets_are_refused_on_the_older_path_too() -> None:
     program = to_edge(torch.export.export(quantized(linear(), X), X))
     specs = CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.iOS16)
