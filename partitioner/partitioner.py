@@ -4,6 +4,7 @@ import copy
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import coremltools as ct
 import torch
@@ -19,6 +20,7 @@ from partitioner.backend import CoreMLBackend
 from partitioner.compile_specs import LoweringOptions, ModelType, parse, with_mark
 from partitioner.errors import CompileSpecError, UnsupportedOpError
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
+from partitioner.skip_names import name_problems
 from partitioner.support import Rejection, decide, refusal, rejections
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,8 @@ class CoreMLPartitioner(Partitioner):
         rejections: What the last lowering kept outside Core ML, and why.
 
     Raises:
-        CompileSpecError: Compile specs are unreadable, or arguments contradict each other.
+        CompileSpecError: Compile specs are unreadable, arguments contradict each other or have the wrong type, or a
+            name is that of no registered operator.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class CoreMLPartitioner(Partitioner):
         take_over_constant_data: bool = True,
     ) -> None:
         super().__init__(spec={})
+        _check_types(skip_ops_for_coreml_delegation, compile_specs, lower_full_graph)
         self.skip_ops_for_coreml_delegation = list(skip_ops_for_coreml_delegation or [])
         self.compile_specs = list(compile_specs or [])
         self.take_over_mutable_buffer = bool(take_over_mutable_buffer)
@@ -183,6 +187,22 @@ class CoreMLPartitioner(Partitioner):
             reasons = ", ".join(sorted({need.feature for need in needs if need.target == lowest}))
             logger.info("deployment target %s selected, because the program has %s", lowest.name, reasons)
         return lowest
+
+
+def _check_types(skipped: Any, compile_specs: Any, lower_full_graph: Any) -> None:
+    problems = name_problems(skipped)
+    whole = compile_specs is None or (
+        isinstance(compile_specs, (list, tuple)) and all(isinstance(spec, CompileSpec) for spec in compile_specs)
+    )
+    if not whole:
+        problems.append(
+            f"compile_specs={compile_specs!r} must be a list of CompileSpec, such as the one that "
+            "CoreMLBackend.generate_compile_specs() returns"
+        )
+    if not isinstance(lower_full_graph, bool):
+        problems.append(f"lower_full_graph={lower_full_graph!r} must be True or False")
+    if problems:
+        raise CompileSpecError("; ".join(problems))
 
 
 def _is_view(target: torch._ops.OpOverload) -> bool:

@@ -128,6 +128,45 @@ def test_arguments_that_contradict_each_other_are_all_named() -> None:
         assert name in str(error.value)
 
 
+WRONG_ARGUMENTS = [
+    ({"skip_ops_for_coreml_delegation": "aten.relu.default"}, ["'aten.relu.default' must be a list"]),
+    (
+        {"skip_ops_for_coreml_delegation": [torch.ops.aten.relu.default, 3, "aten.relu.defualt"]},
+        ["overload='default')>, which is not a string", "3, which is not a string", "near matches: aten.relu.default"],
+    ),
+    (
+        {"skip_ops_for_coreml_delegation": ["aten.relu", "?"]},
+        ["near matches: aten.relu.", "'?', which is no registered"],
+    ),
+    ({"lower_full_graph": "yes"}, ["lower_full_graph='yes' must be True or False"]),
+    ({"compile_specs": "a"}, ["compile_specs='a' must be a list of CompileSpec"]),
+    ({"compile_specs": ["a"], "lower_full_graph": 1}, ["compile_specs=['a'] must be", "lower_full_graph=1 must be"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "parts"), WRONG_ARGUMENTS)
+def test_arguments_of_the_wrong_kind_are_refused_at_once(arguments: dict, parts: list[str]) -> None:
+    with pytest.raises(errors.CompileSpecError) as error:
+        CoreMLPartitioner(**arguments)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "aten.cos.default",
+        "ATen.Add.Tensor",
+        "dim_order_ops._to_dim_order_copy.default",
+        "quantized_decomposed.quantize_per_tensor.default",
+        "getitem",
+        "cond",
+    ],
+)
+def test_names_of_operators_that_do_not_occur_are_taken(name: str) -> None:
+    assert CoreMLPartitioner(skip_ops_for_coreml_delegation=[name]).skip_ops_for_coreml_delegation == [name]
+
+
 def test_enumerated_shapes_need_the_full_graph() -> None:
     shapes = {"input": {0: torch.export.Dim("n", min=2, max=16)}}
     program = torch.export.export(linear(), (torch.zeros(4, 6),), dynamic_shapes=shapes)
