@@ -34,11 +34,13 @@ def load(source: Source, *, policy: str | Policy = STORAGE16) -> "Program":
     """Load a Core ML program for execution on this machine.
 
     Args:
-        source: A ``.pte`` program with one Core ML delegate (bytes or path), a delegate blob (bytes or path), the path
-            of an ``.mlpackage`` directory, or a coremltools ``MLModel`` that holds an ML Program.
+        source: A ``.pte`` program with one Core ML delegate (bytes, path, or what ``to_executorch()`` returns), a
+            delegate blob (bytes or path), the path of an ``.mlpackage`` directory, or a coremltools ``MLModel`` that
+            holds an ML Program.
         policy: Precision policy: ``"storage16"`` or ``"float32"``, or a `Policy`.
 
     Raises:
+        InputError: The source is none of these.
         ProgramFormatError: The source is unreadable or no ML Program.
         UnsupportedMilOpError: The program uses operations that have no definition here.
         PolicyError: The policy is unknown.

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 from partitioner.blob import read_blob
 from partitioner.errors import BlobError
 from partitioner.host.errors import ProgramFormatError
-from partitioner.host.parsing import parse_model
+from partitioner.host.given import bytes_or_path, naming, refuse_bare_model
+from partitioner.host.parsing import check_kind, parse_model
 from partitioner.host.program import Feature, Function, MilProgram
 from partitioner.host.sources import (
     ModelSource,
@@ -23,6 +24,10 @@ from partitioner.host.sources import (
 
 Source: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str] | Any"
 
+_ACCEPTED = (
+    ".pte bytes (`program.buffer` of `to_executorch()`), the bytes of a delegate blob, the path of a .pte file or an "
+    ".mlpackage folder, or an MLModel"
+)
 _PACKAGE_PREFIX = "model.mlpackage/"
 _COMPILED_PREFIX = "model.mlmodelc/"
 _REFERENCE_MAGIC = b"CMJR"
@@ -34,22 +39,25 @@ def open_program(source: Source) -> MilProgram:
 
     Raises:
         ProgramFormatError: The source is unreadable or no ML Program.
-        TypeError: The source is of another kind.
+        InputError: The source is of another kind.
     """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_bytes(memoryview(source))
-    if isinstance(source, (str, os.PathLike)):
-        return _from_path(Path(source))
-    if hasattr(source, "get_spec") and hasattr(source, "weights_dir"):
+    if not isinstance(source, type) and hasattr(source, "get_spec") and hasattr(source, "weights_dir"):
         folder = Path(source.weights_dir) if source.weights_dir else None
         return _parse(folder_source(source.get_spec(), folder))
-    raise TypeError(f"cannot load a {type(source).__name__}; give .pte or blob bytes, a path, or an MLModel")
+    given = bytes_or_path(source, _ACCEPTED)
+    with naming(given):
+        return _from_path(given) if isinstance(given, Path) else _from_bytes(given)
 
 
 def _from_path(path: Path) -> MilProgram:
-    if path.is_dir():
-        return _parse(package_source(directory_reader(path)))
-    return _from_bytes(map_file(path))
+    if not path.is_dir():
+        return _from_bytes(map_file(path))
+    if not (path / "Manifest.json").is_file():
+        raise ProgramFormatError(
+            "the directory has no Manifest.json; give the .mlpackage folder itself (compiled .mlmodelc folders run on "
+            "macOS only)"
+        )
+    return _parse(package_source(directory_reader(path)))
 
 
 def _from_bytes(data: memoryview) -> MilProgram:
@@ -78,7 +86,9 @@ def _from_blob(data: memoryview, named_data: Mapping[str, Any]) -> MilProgram:
     try:
         files = read_blob(data)
     except BlobError as error:
-        raise ProgramFormatError(f"not a .pte program, and not a delegate blob: {error}") from None
+        refuse_bare_model(data)
+        reason = str(error).removeprefix("not a delegate blob: ")
+        raise ProgramFormatError(f"not a .pte program, and not a delegate blob: {reason}; give {_ACCEPTED}") from None
     if not any(path.startswith(_PACKAGE_PREFIX) for path in files):
         compiled = any(path.startswith(_COMPILED_PREFIX) for path in files)
         hint = "it holds a compiled model, which only macOS can run" if compiled else f"it holds {list(files)}"
@@ -142,4 +152,8 @@ def _read_json(data: memoryview, what: str) -> dict[str, Any]:
 
 
 def _parse(source: ModelSource) -> MilProgram:
-    return parse_model(source.model, source.open_weights)
+    check_kind(source.model)
+    try:
+        return parse_model(source.model, source.open_weights)
+    except ProgramFormatError as error:
+        raise ProgramFormatError(f"{error}; convert the model again, or copy it again if it was transferred") from None

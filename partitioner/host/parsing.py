@@ -22,13 +22,8 @@ def parse_model(model: Any, open_weights: OpenWeights) -> MilProgram:
         open_weights: Opens the weight file that the program names.
 
     Raises:
-        ProgramFormatError: The model is of another kind, or its program is inconsistent.
+        ProgramFormatError: The program is inconsistent.
     """
-    kind = model.WhichOneof("Type")
-    if kind != "mlProgram":
-        raise ProgramFormatError(
-            f"not an ML Program: the model is of type {kind or 'unknown'}; convert with convert_to='mlprogram'"
-        )
     described = _described_functions(model.description)
     functions = {
         name: _parse_function(name, function, described, open_weights)
@@ -38,6 +33,19 @@ def parse_model(model: Any, open_weights: OpenWeights) -> MilProgram:
     if default not in functions:
         raise ProgramFormatError(f"the program has no function {default!r}; it has {sorted(functions)}")
     return MilProgram(functions, default)
+
+
+def check_kind(model: Any) -> None:
+    """Check that a model holds an ML Program.
+
+    Raises:
+        ProgramFormatError: It is of another kind.
+    """
+    kind = model.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise ProgramFormatError(
+            f"not an ML Program: the model is of type {kind or 'unknown'}; convert with convert_to='mlprogram'"
+        )
 
 
 def _described_functions(description: Any) -> dict[str | None, Any]:

@@ -4,9 +4,7 @@ A `.pte` is a flatbuffer (identifier ET12), an optional extended header at byte 
 bytes are checked completely, layout and meaning, because the native runtime ends the process on some damaged programs.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from partitioner.host.errors import ProgramFormatError
@@ -124,18 +122,6 @@ def read_pte(data: bytes | bytearray | memoryview) -> PteProgram:
         listed = "\n  ".join(problems[:_SHOWN_PROBLEMS])
         raise ProgramFormatError(f"the .pte is corrupt; {_REMEDY}. Found:\n  {listed}{more}")
     return _build(program, segments)
-
-
-def read_pte_file(path: str | os.PathLike[str]) -> bytes:
-    """Read the bytes of a `.pte` file.
-
-    Raises:
-        ProgramFormatError: The file does not exist or cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ProgramFormatError(f"cannot read {os.fspath(path)!r}: {error.strerror or error}") from error
 
 
 def delegate_blobs(data: bytes | bytearray | memoryview) -> list[tuple[bytes, dict[str, bytes]]]:

@@ -3,7 +3,9 @@
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -11,10 +13,13 @@ import torch
 from partitioner.errors import PartitionerError
 from partitioner.host import bridge
 from partitioner.host.errors import DelegateUnavailableError, ExecutionError, InputError, ProgramFormatError
+from partitioner.host.given import Given, bytes_or_path, naming, refuse_bare_model
 from partitioner.host.policy import STORAGE16, Policy, get_policy
-from partitioner.host.pte import COREML_BACKEND, Method, PteProgram, read_pte, read_pte_file
+from partitioner.host.pte import COREML_BACKEND, Method, PteProgram, read_pte
 from partitioner.host.runtime_inputs import DTYPES, Scalar, check_inputs
+from partitioner.host.sources import map_file
 
+_ACCEPTED = "the bytes of a .pte, the path of a .pte file, or `program.buffer` of `to_executorch()`"
 _REINSTALL = (
     "install a C++ compiler (for example `apt install g++`), then reinstall from the checkout: "
     "`pip install --force-reinstall --no-deps .`"
@@ -24,6 +29,14 @@ _REINSTALL = (
 # ExecuTorch's Python bindings redirect the process's standard streams during a call, which two threads must not do at
 # the same time.
 _RUNTIME_LOCK = threading.Lock()
+
+
+class HasBuffer(Protocol):
+    """A program that gives its own bytes, as ``ExecutorchProgramManager`` does."""
+
+    @property
+    def buffer(self) -> bytes:
+        """The `.pte`."""
 
 
 class _Native(Protocol):
@@ -54,7 +67,7 @@ def enable(policy: str | Policy = STORAGE16) -> None:
 
 
 def run(
-    pte: bytes | bytearray | memoryview | str | os.PathLike[str],
+    pte: bytes | bytearray | memoryview | str | os.PathLike[str] | HasBuffer,
     *inputs: torch.Tensor | Scalar,
     method: str = "forward",
     policy: str | Policy = STORAGE16,
@@ -65,7 +78,7 @@ def run(
     is also done on macOS, so that the policy holds there. Calls from several threads take turns.
 
     Args:
-        pte: The program: its bytes, or the path of a file.
+        pte: The program: its bytes, the path of a file, or what ``to_executorch()`` returns.
         *inputs: One tensor for each input of the method, in order.
         method: Name of the method.
         policy: Precision policy, see ``partitioner.host.policies``.
@@ -75,24 +88,47 @@ def run(
 
     Raises:
         ProgramFormatError: The program is missing, truncated, corrupt, or no `.pte`.
-        InputError: There is no such method, or the count, a shape or a dtype of the inputs is wrong.
+        InputError: ``pte`` is neither bytes nor a path, there is no such method, or the count, a shape or a dtype of
+            the inputs is wrong.
         DelegateUnavailableError: The program needs the native delegate, which was not built, or another backend.
         UnsupportedMilOpError: The program uses operations that the host runtime does not define.
         ExecutionError: Running failed.
         PolicyError: The policy is unknown.
     """
     chosen = get_policy(policy)
-    data = bytes(pte) if isinstance(pte, (bytes, bytearray, memoryview)) else read_pte_file(pte)
-    program = read_pte(data)
+    source = bytes_or_path(pte, _ACCEPTED)
+    with naming(source):
+        data = _read(source)
+        return _run(data, read_pte(data), method, inputs, chosen)
+
+
+def _run(
+    data: bytes, program: PteProgram, method: str, inputs: Sequence[torch.Tensor | Scalar], policy: Policy
+) -> list[torch.Tensor]:
     entry = _find_method(program, method)
     values = check_inputs(entry, inputs)
     try:
         native = _native()
     except DelegateUnavailableError as unavailable:
-        return _run_in_python(program, entry, values, chosen, unavailable)
+        return _run_in_python(program, entry, values, policy, unavailable)
     _register(native)
-    with _RUNTIME_LOCK, bridge.use_policy(chosen):
+    with _RUNTIME_LOCK, bridge.use_policy(policy):
         return _run_natively(native, data, entry, values)
+
+
+def _read(source: Given) -> bytes:
+    if isinstance(source, Path) and source.is_dir():
+        package = (source / "Manifest.json").is_file()
+        raise ProgramFormatError(
+            f"{source} is a package; run takes .pte programs, use host.load({str(source)!r}).predict({{...}})"
+            if package
+            else f"{source} is a directory; give {_ACCEPTED}"
+        )
+    data = map_file(source) if isinstance(source, Path) else source
+    if bytes(data[4:6]) != b"ET":
+        refuse_bare_model(data)
+    # Bytes in full are passed on as they are: programs are large.
+    return data.obj if isinstance(data.obj, bytes) and len(data.obj) == len(data) else bytes(data)
 
 
 def _find_method(program: PteProgram, name: str) -> Method:

@@ -88,7 +88,7 @@ def map_file(path: Path) -> memoryview:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     except OSError as error:
-        raise ProgramFormatError(f"cannot read {path}: {error.strerror}") from None
+        raise ProgramFormatError(f"cannot read {path}: {error.strerror}; copy or save it again") from None
 
 
 def check_relative(name: str) -> PurePosixPath:
@@ -124,7 +124,10 @@ def _root_model_path(manifest: memoryview) -> PurePosixPath:
         content = json.loads(bytes(manifest))
         path = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ProgramFormatError(f"Manifest.json: no root model: {error!r}") from None
+        raise ProgramFormatError(
+            f"Manifest.json names no root model ({type(error).__name__}: {error}); "
+            "save the package again, or copy it again"
+        ) from None
     if not isinstance(path, str):
         raise ProgramFormatError(f"Manifest.json: the root model's path is {path!r}")
     return PurePosixPath("Data") / check_relative(path)

@@ -311,10 +311,8 @@ def test_other_bytes_are_refused(tmp_path):
     for data in (b"", b"ET12", b"hello", bytes(100)):
         with pytest.raises(host.ProgramFormatError, match=r"not a \.pte program, and not a delegate blob"):
             host.load(data)
-    with pytest.raises(host.ProgramFormatError, match="cannot read"):
+    with pytest.raises(host.ProgramFormatError, match=r"there is no file '.*missing'; check the path"):
         host.load(tmp_path / "missing")
-    with pytest.raises(TypeError, match="cannot load a int"):
-        host.load(3)
 
 
 def _corrupted(blob_files, name, data):
