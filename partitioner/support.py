@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from partitioner.integers import scalar_refusal, wide_constants
 from partitioner.lowerings import has_converter
 from partitioner.nodes import argument, constant_names, op_name, skip_name, source_line, tensor_of
 
@@ -118,7 +119,7 @@ def refusal(node: Node, skipped: frozenset[str]) -> str | None:
         return "Core ML Tools has no converter for it"
     check = CHECKS.get(op_name(node))
     reason = check(node) if check is not None else None
-    return reason or _dtype_refusal(node)
+    return reason or _dtype_refusal(node) or scalar_refusal(node)
 
 
 def _dtype_refusal(node: Node) -> str | None:
@@ -141,7 +142,14 @@ def decide(program: ExportedProgram, skipped: Iterable[str] = ()) -> dict[Node, 
     """
     names = frozenset(skipped)
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
-    decisions = {node: refusal(node, names) for node in nodes}
+    wide = dict(wide_constants(program))
+    decisions: dict[Node, str | None] = {}
+    for node in nodes:
+        reason = scalar_refusal(node) or next((wide[i.name] for i in node.all_input_nodes if i.name in wide), None)
+        decisions[node] = refusal(node, names) or reason
+        result = tensor_of(node)
+        if reason is not None and result is not None and result.dtype == torch.int64:
+            wide[node.name] = reason
     constants = constant_names(program)
     # Refusing one node can expose an inner dtype at the boundary of its neighbours; each round refuses at least one.
     while True:

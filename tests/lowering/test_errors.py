@@ -116,6 +116,19 @@ def test_a_graph_that_must_be_whole_is_refused_with_every_reason() -> None:
     assert isinstance(error.value, NotImplementedError)
 
 
+class Wide(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.long() + 2**40
+
+
+@pytest.mark.usefixtures("no_conversion")
+def test_integers_outside_int32_are_refused_where_the_graph_must_be_whole() -> None:
+    with pytest.raises(errors.UnsupportedOpError) as error:
+        lower(Wide(), X, partitioner=CoreMLPartitioner(lower_full_graph=True))
+    assert "aten.add.Tensor" in str(error.value)
+    assert f"holds {2**40}, and Core ML has no integers outside int32" in str(error.value)
+
+
 def test_arguments_that_contradict_each_other_are_all_named() -> None:
     with pytest.raises(errors.CompileSpecError) as error:
         CoreMLPartitioner(

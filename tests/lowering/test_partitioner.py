@@ -41,6 +41,7 @@ def two_layers() -> nn.Module:
 
 
 X = torch.linspace(-1, 1, 6).reshape(2, 3)
+FLOAT32 = CoreMLBackend.generate_compile_specs(compute_precision=ct.precision.FLOAT32)
 
 
 def test_partitioner_is_readable_picklable_and_reusable() -> None:
@@ -100,6 +101,36 @@ def test_what_core_ml_gets_wrong_is_refused_with_a_reason(function, op: str, rea
     lower(Function(function), (X,), partitioner=partitioner)
     reasons = {rejection.op: rejection.reason for rejection in partitioner.rejections}
     assert reason in reasons[op]
+
+
+WIDE_INTEGERS = {
+    "scalar": lambda x: (x * 9).long() + 2**40,
+    "negative": lambda x: (x * 9).long() * -(2**31 + 1),
+    "tensor": lambda x: (x * 9).long() + torch.tensor([2**40, 1, 2]),
+    "comparison": lambda x: ((x * 9).long() < 2**40).float(),
+    "fill": lambda x: x.long() + torch.full((2, 3), 2**33, dtype=torch.long),
+    "float": lambda x: x + 2**40,
+}
+
+
+@pytest.mark.parametrize("function", WIDE_INTEGERS.values(), ids=WIDE_INTEGERS.keys())
+def test_integers_outside_int32_stay_outside(function) -> None:
+    partitioner = CoreMLPartitioner(compile_specs=FLOAT32)
+    manager = lower(Function(function), (X,), partitioner=partitioner)
+    assert any("no integers outside int32" in rejection.reason for rejection in partitioner.rejections)
+    (result,) = host.run(manager.to_executorch().buffer, X)
+    torch.testing.assert_close(result, function(X), rtol=0, atol=0)
+
+
+def test_the_largest_int32_and_open_slices_are_taken() -> None:
+    def function(x: Tensor) -> Tensor:
+        return (x[:, 1:] * 9).abs().long() - (2**31 - 1)
+
+    partitioner = CoreMLPartitioner(compile_specs=FLOAT32)
+    manager = lower(Function(function), (X,), partitioner=partitioner)
+    assert partitioner.rejections == ()
+    (result,) = host.run(manager.to_executorch().buffer, X)
+    torch.testing.assert_close(result, function(X), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bfloat16])
