@@ -1,7 +1,6 @@
 """What `host.load` and `host.run` say to objects, paths and files that are no programs."""
 
 import io
-import types
 from pathlib import Path
 
 import coremltools as ct
@@ -11,10 +10,12 @@ import torch
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.models.datatypes import Array
 from coremltools.models.neural_network import NeuralNetworkBuilder
+from executorch.exir import to_edge_transform_and_lower
 from host import pte_models
 from host.mil import convert
+from torch.export import export
 
-from partitioner import host
+from partitioner import CoreMLPartitioner, host
 
 X = np.arange(3, dtype=np.float32)
 ACCEPTED = {"load": r"give \.pte bytes \(`program\.buffer`", "run": r"give the bytes of a \.pte.*`program\.buffer`"}
@@ -43,13 +44,20 @@ def neural_network(tmp_path_factory):
     return path
 
 
-def test_programs_that_carry_their_bytes_are_accepted():
+def test_what_to_executorch_returns_is_accepted():
+    x = torch.from_numpy(X)
+    lowered = to_edge_transform_and_lower(export(torch.nn.ReLU(), (x,)), partitioner=[CoreMLPartitioner()])
+    manager = lowered.to_executorch()
+    assert torch.equal(host.run(manager, x - 1)[0], torch.relu(x - 1))
+    assert torch.equal(host.load(manager).run([x - 1])[0], torch.relu(x - 1))
+
+
+def test_scattered_bytes_are_accepted():
     case = pte_models.two_outputs()
-    program = types.SimpleNamespace(buffer=case.pte)
+    scattered = memoryview(bytearray(b for byte in case.pte for b in (byte, 0)))[::2]
     want = host.run(case.pte, *case.inputs)
-    for given in (program, memoryview(bytearray(b for byte in case.pte for b in (byte, 0)))[::2]):
-        torch.testing.assert_close(host.run(given, *case.inputs), want, rtol=0, atol=0)
-        torch.testing.assert_close(host.load(given).run(list(case.inputs)), want, rtol=0, atol=0)
+    torch.testing.assert_close(host.run(scattered, *case.inputs), want, rtol=0, atol=0)
+    torch.testing.assert_close(host.load(scattered).run(list(case.inputs)), want, rtol=0, atol=0)
 
 
 @both
