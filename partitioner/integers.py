@@ -5,6 +5,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -40,12 +41,20 @@ def wide_constants(program: ExportedProgram) -> Mapping[str, str]:
     found = {}
     for name, source in sources.items():
         value = program.constants.get(source, program.state_dict.get(source))
-        if not isinstance(value, torch.Tensor) or value.dtype != torch.int64 or value.numel() == 0:
-            continue
-        wide = next((bound for bound in (int(value.min()), int(value.max())) if _is_too_wide(bound)), None)
+        wide = _widest(value) if isinstance(value, torch.Tensor) else None
         if wide is not None:
             found[name] = _reason(f"the constant {name!r} holds {wide}")
     return found
+
+
+def _widest(tensor: torch.Tensor) -> int | None:
+    # A scalar that ExecuTorch made a constant is a fake tensor that remembers its value.
+    value = tensor.constant if isinstance(tensor, FakeTensor) else tensor
+    if value is None or value.dtype != torch.int64 or value.numel() == 0:
+        return None
+    # ExecuTorch partitions under a fake mode, in which even the values of real constants are unknown.
+    with unset_fake_temporarily():
+        return next((bound for bound in (int(value.min()), int(value.max())) if _is_too_wide(bound)), None)
 
 
 def _computes_floats(node: Node) -> bool:
