@@ -57,6 +57,26 @@ def _never(reason: str) -> Check:
     return lambda node: reason
 
 
+def _integer_bits(node: Node) -> str | None:
+    tensors = [tensor for value in (node, *node.all_input_nodes) if (tensor := tensor_of(value)) is not None]
+    if all(tensor.dtype == torch.bool for tensor in tensors):
+        return None
+    return "Core ML has bitwise operations on booleans only"
+
+
+def _batched(rank: int, check: Check) -> Check:
+    """Asks for an input of this rank, its batch dimension included, beside the other check."""
+
+    def checked(node: Node) -> str | None:
+        reason = check(node)
+        tensor = tensor_of(node.args[0])
+        if reason is None and tensor is not None and tensor.dim() != rank:
+            return f"Core ML needs an input of rank {rank}, with a batch dimension; this one has rank {tensor.dim()}"
+        return reason
+
+    return checked
+
+
 def _dilated_pool(node: Node) -> str | None:
     dilation = argument(node, 4, "dilation", 1)
     if any(step != 1 for step in (dilation if isinstance(dilation, (list, tuple)) else [dilation])):
@@ -90,8 +110,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "aten.max_pool3d.default": _dilated_pool,
         "aten.max_pool2d_with_indices.default": _dilated_pool,
         "aten.max_pool3d_with_indices.default": _dilated_pool,
-        "aten.avg_pool2d.default": _average_divisor,
-        "aten.avg_pool3d.default": _average_divisor,
+        "aten.avg_pool2d.default": _batched(4, _average_divisor),
+        "aten.avg_pool3d.default": _batched(5, _average_divisor),
+        "aten.bitwise_and.Scalar": _integer_bits,
+        "aten.bitwise_and.Tensor": _integer_bits,
         "quantized_decomposed.quantize_per_tensor.tensor": _constant_qparams,
         "quantized_decomposed.dequantize_per_tensor.tensor": _constant_qparams,
     }

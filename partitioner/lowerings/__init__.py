@@ -4,6 +4,8 @@ Importing this package registers ExecuTorch's converters first and ours on top o
 """
 
 import partitioner.stock  # ExecuTorch's converters come first  # noqa: F401
+from partitioner.lowerings import filling as filling
+from partitioner.lowerings import matmul as matmul
 from partitioner.lowerings import pooling as pooling
 from partitioner.lowerings import quantization as quantization
 from partitioner.lowerings.registry import has_converter as has_converter
