@@ -12,7 +12,7 @@ from partitioner.host.sources import parse_model_bytes
 Given = memoryview | Path
 
 _BYTES = (bytes, bytearray, memoryview)
-_SHOWN_CHARACTERS = 80
+_SHOWN_CHARACTERS = 400
 # What tells a kind of object by an attribute of it -> what to do with such an object.
 _HINTS = {
     "getbuffer": "give its .getvalue()",
