@@ -10,13 +10,13 @@ from partitioner import host
 # every value rounded to half.
 FLOAT32_DB, WEIGHTS16_DB, STORAGE16_DB = 90.0, 55.0, 40.0
 
-# Narrow and batch-normalized: they amplify rounding up to ten thousand times, so half precision says little.
-AMPLIFYING = ("mobilenet_v2", "mobilenet_v3")
 ARCHITECTURES = [
     pytest.param(name, marks=pytest.mark.slow if name == "mobilevit" else ())
     for name in sorted(models.ARCHITECTURES)
-    if name not in AMPLIFYING
+    # mobilenet_v2, narrow and deep, amplifies rounding ten thousand times, so half precision says little.
+    if name not in ("mobilenet_v2", "mobilenet_v3")
 ]
+UNEXPLAINED = pytest.mark.xfail(reason="50.0 dB; torch with its parameters rounded to half has 58, cause not found")
 
 
 def _convert(model, inputs, target, precision):
@@ -35,13 +35,13 @@ def _signal_to_noise(name, target, precision, policy):
     return [models.signal_to_noise(expected, result.float()) for result in results]
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, *AMPLIFYING])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mobilenet_v2", "mobilenet_v3"])
 def test_float32_programs_agree_with_torch(name):
     (decibels,) = _signal_to_noise(name, ct.target.iOS16, ct.precision.FLOAT32, ["float32"])
     assert decibels >= FLOAT32_DB
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, pytest.param("mobilenet_v3", marks=UNEXPLAINED)])
 def test_half_precision_programs_agree_with_torch_as_far_as_the_policy_allows(name):
     exact, rounded = _signal_to_noise(name, ct.target.iOS18, ct.precision.FLOAT16, ["float32", "storage16"])
     assert exact >= WEIGHTS16_DB
