@@ -1,6 +1,7 @@
 """Finds the spec of a node from the modules it belongs to."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
@@ -12,6 +13,19 @@ _Module = tuple[str, str]
 """Path and fully qualified class name of a module; the model itself has the path ''."""
 
 
+@dataclass(frozen=True)
+class Governing:
+    """The entry of the configuration that governs an operator.
+
+    Attributes:
+        spec: What it says; None leaves the operator in floating point.
+        entry: Its name in the configuration: "global", "module_name encoder.0", "module_type Linear", "op aten.add".
+    """
+
+    spec: OpSpec | None
+    entry: str
+
+
 class ScopeResolver:
     """Resolves nodes of one graph against one policy.
 
@@ -21,39 +35,41 @@ class ScopeResolver:
 
     def __init__(self, policy: QuantizationPolicy, graph_module: GraphModule) -> None:
         self._policy = policy
-        self._by_stack: dict[tuple[_Module, ...], OpSpec | _NotScoped | None] = {}
+        self._by_stack: dict[tuple[_Module, ...], Governing | None] = {}
+        self._by_op = {op: Governing(spec, f"op {op}") for op, spec in policy.by_op.items()}
+        self._default = Governing(policy.default, "global")
         self._scoped = bool(policy.by_name or policy.by_type)
         if self._scoped or policy.by_op:
             self._check_everything_matches(graph_module)
 
     def resolve(self, node: Node) -> OpSpec | None:
         """Returns the spec of `node`; None leaves it in floating point."""
+        return self.govern(node).spec
+
+    def govern(self, node: Node) -> Governing:
+        """Returns the entry of the configuration that decides about `node`, with its spec."""
         if self._scoped:
             stack = module_stack(node)
             if stack not in self._by_stack:
-                self._by_stack[stack] = self._resolve_stack(stack)
+                self._by_stack[stack] = self._govern_stack(stack)
             found = self._by_stack[stack]
-            if not isinstance(found, _NotScoped):
+            if found is not None:
                 return found
-        if self._policy.by_op:
-            op = op_name(node)
-            if op in self._policy.by_op:
-                return self._policy.by_op[op]
-        return self._policy.default
+        return self._by_op.get(op_name(node), self._default) if self._by_op else self._default
 
-    def _resolve_stack(self, stack: tuple[_Module, ...]) -> "OpSpec | _NotScoped | None":
+    def _govern_stack(self, stack: tuple[_Module, ...]) -> Governing | None:
         by_name, by_type = self._policy.by_name, self._policy.by_type
         # A ModuleList is never called, so it stands in no stack: its name is a prefix of its children's paths.
         path = stack[-1][0] if stack else ""
         while path not in by_name and path:
             path = path.rpartition(".")[0]
         if path in by_name:
-            return by_name[path]
+            return Governing(by_name[path], f"module_name {path}")
         for _, class_name in reversed(stack):
             for candidate in (class_name, class_name.rpartition(".")[2]):
                 if candidate in by_type:
-                    return by_type[candidate]
-        return _NOT_SCOPED
+                    return Governing(by_type[candidate], f"module_type {candidate}")
+        return None
 
     def _check_everything_matches(self, graph_module: GraphModule) -> None:
         paths = {name for name, _ in graph_module.named_modules()}
@@ -73,13 +89,6 @@ class ScopeResolver:
         ]
         if problems:
             raise ScopeError("The configuration names what the model does not have:\n  " + "\n  ".join(problems))
-
-
-class _NotScoped:
-    """Marks a module stack that no name and no type of the policy covers; None already means floating point."""
-
-
-_NOT_SCOPED = _NotScoped()
 
 
 def op_name(node: Node) -> str:
