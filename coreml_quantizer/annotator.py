@@ -1,25 +1,27 @@
 """The single pass over a graph that decides what is quantized, and writes it down as torchao annotations."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpecBase, SharedQuantizationSpec
-from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from coreml_quantizer.config.policy import QuantizationPolicy
+from coreml_quantizer.decisions import keep_decisions
+from coreml_quantizer.errors import QuantizerWarning
+from coreml_quantizer.fusion import Fusions
 from coreml_quantizer.masks import MaskFinder
+from coreml_quantizer.operands import activations, operand, weight_axes
+from coreml_quantizer.places import Places
+from coreml_quantizer.recording import Ledger, record, record_nested
 from coreml_quantizer.rules import OpRule, OutputRange, RuleTable, Treatment
-from coreml_quantizer.scope import ScopeResolver
+from coreml_quantizer.scope import ScopeResolver, module_stack
 from coreml_quantizer.sensitive import Sensitivity
 from coreml_quantizer.sharing import Place, SharingGroups
 from coreml_quantizer.specs import FixedSpec, OpSpec, Scheme, TensorSpec
-from coreml_quantizer.torchao_specs import to_torchao
 from coreml_quantizer.values import find_constants, find_written_values, is_float
-
-_FUSIONS = {True: (Treatment.BATCH_NORM, Treatment.ACTIVATION), False: (Treatment.ACTIVATION,)}
-"""What fuses behind an operator with a weight, and behind one without."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,12 @@ class Placement:
 def annotate(graph_module: GraphModule, policy: QuantizationPolicy, rules: RuleTable) -> Placement:
     """Annotates the nodes of an exported graph in one pass, in time linear in their number.
 
+    What was decided about each operator, and why, is kept with the graph: see `decisions.decisions_of`.
+
     Raises:
         ScopeError: The policy names modules, types or operators that the graph does not have.
     """
-    return _Annotator(graph_module, policy, rules).run()
+    return _Annotator(graph_module, policy, rules).run(graph_module)
 
 
 class _Annotator:
@@ -52,214 +56,162 @@ class _Annotator:
         self._scope = ScopeResolver(policy, graph_module)
         self._rules = rules
         self._masks = MaskFinder(graph_module)
-        self._groups = SharingGroups({node: index for index, node in enumerate(self._nodes)})
-        self._inputs: dict[Node, dict[Node, Place]] = {}
-        self._outputs: dict[Node, Node] = {}
-        self._weights: list[tuple[Node, Node]] = []
-        self._sources: set[Place] = set()
-        self._written = find_written_values(self._nodes)
-        self._constants = find_constants(self._nodes, self._written)
-        self._sensitivity = Sensitivity()
-        self._float_edges: dict[Node, Place] = {}
-        self._ranges: dict[Node, OutputRange | FixedSpec] = {}
-        self._fused: set[Node] = set()
-
-    def run(self) -> Placement:
         for node in self._nodes:
             self._masks.visit(node)
-            if node.op != "call_function" or node in self._constants or node in self._written:
-                continue
-            rule = self._rules.lookup(node)
-            if rule is not None and (is_float(node) or rule.treatment is Treatment.SPLIT):
-                self._note_range(node, rule)
-                if node not in self._fused:
-                    _HANDLERS[rule.treatment](self, node, rule)
-        return self._write()
+        self._written = find_written_values(self._nodes)
+        self._constants = find_constants(self._nodes, self._written)
+        self._no_activations = self._constants | self._written
+        self._sensitivity = Sensitivity()
+        self._places = Places(SharingGroups({node: index for index, node in enumerate(self._nodes)}))
+        self._fusions = Fusions(rules, self._constants, self._scope)
+        self._ledger = Ledger()
 
-    # What is known of values before anything is quantized.
+    def run(self, graph_module: GraphModule) -> Placement:
+        for node in self._nodes:
+            if node.op == "call_function":
+                reason = self._decide(node)
+                if reason is not None:
+                    self._ledger.reasons[node] = reason
+        self._places.annotate(self._nodes)
+        keep_decisions(graph_module, list(record(self._nodes, self._ledger, self._places)))
+        for nested, decisions in record_nested(graph_module):
+            keep_decisions(nested, decisions)
+        _warn_of_doubles(self._nodes, self._rules)
+        return Placement(tuple(self._places.weights), frozenset(self._places.sources))
+
+    def _decide(self, node: Node) -> str | None:
+        """Quantizes `node`, or returns why it stays in floating point."""
+        rule = self._rules.row(node)
+        if rule is None:
+            return "it is made of constants only" if node in self._constants else "no rule names this operator"
+        self._ledger.rules[node] = rule
+        reason = self._why_never(node, rule)
+        if reason is not None:
+            return reason
+        self._note_range(node, rule)
+        self._ledger.entries[node] = governing = self._scope.govern(node)
+        if node in self._fusions:
+            self._ledger.fused[node] = self._fusions.head(node)
+            return None
+        if governing.spec is None:
+            return f"the configuration leaves it in floating point ({governing.entry})"
+        return _HANDLERS[rule.treatment](self, node, rule, governing.spec)
+
+    def _why_never(self, node: Node, rule: OpRule) -> str | None:
+        """Returns why `node` stays in floating point whatever the configuration says, None when it need not."""
+        if node in self._constants:
+            return "it is made of constants only"
+        if node in self._written:
+            return "its value is written in place, and quantized values are read through copies, which would miss that"
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and not is_float(node):
+            return f"its output is {_dtype_name(value)}; only float32, float16 and bfloat16 are quantized"
+        return None if rule.applies(node) else rule.otherwise
 
     def _note_range(self, node: Node, rule: OpRule) -> None:
+        ranges = self._places.ranges
         known = rule.range_of(node)
         if rule.treatment is Treatment.SHARED:
-            known = self._ranges.get(node.all_input_nodes[0], known)
+            known = ranges.get(node.all_input_nodes[0], known)
         if known is not OutputRange.ANY:
-            self._ranges[node] = known
+            ranges[node] = known
 
-    # One handler a treatment.
+    # One handler a treatment. Each returns why nothing was quantized, None when something was.
 
-    def quantized(self, node: Node, rule: OpRule) -> None:
-        spec = self._scope.resolve(node)
-        if spec is None or self._is_masking(node, rule.inputs) or (rule.combines and self._sensitivity.feeds(node)):
-            return
-        weights = self._weight_positions(node, rule)
-        sources = self._activation_sources(node, rule, weights)
-        for position, axis in weights.items():
-            self._quantize_weight(node, position, axis, spec)
+    def quantized(self, node: Node, rule: OpRule, spec: OpSpec) -> str | None:
+        weights = weight_axes(node, rule, self._constants)
+        sources = activations(node, rule, weights, self._no_activations)
+        reason = self._why_not_here(node, rule, sources)
+        if reason is not None:
+            return reason
+        if spec.weight is not None:
+            for position, axis in weights.items():
+                constant = operand(node, position)
+                if constant is not None and is_float(constant):
+                    self._places.weight(constant, node, spec.weight.along(axis))
         if spec.input is not None:
             for source in sources:
-                self._quantize_edge(source, node, spec.input)
-        if spec.output is not None and (sources or weights):
-            tail = self._fuse(node, rule, spec)
-            schemes = {_scheme(self._groups.spec(self._inputs[node][s])) for s in sources} if spec.input else set()
-            self._quantize_output(tail, spec.output, keeps_affine=rule.combines and schemes == {Scheme.AFFINE})
+                self._places.edge(source, node, spec.input)
+        if spec.output is not None and (sources or weights) and not rule.weights_only:
+            self._quantize_output(node, rule, spec, sources)
+        return None if node in self._places.inputs or spec.output is not None else "only weights are quantized here"
 
-    def activation(self, node: Node, rule: OpRule) -> None:
-        source = _input(node, 0)
-        spec = self._scope.resolve(node)
-        if source is None or spec is None or spec.output is None or source not in self._groups:
-            return
-        self._share_edge(source, node)
-        self._quantize_output(node, spec.output)
+    def _quantize_output(self, node: Node, rule: OpRule, spec: OpSpec, sources: list[Node]) -> None:
+        tail = self._fusions.follow(node, rule, spec, self._stops)
+        behind = self._rules.lookup(tail)
+        if tail is not node and behind is not None:
+            self._note_range(tail, behind)
+        schemes = {_scheme(self._places.spec(source, node)) for source in sources} if spec.input else set()
+        keeps_affine = rule.combines and schemes == {Scheme.AFFINE}
+        if spec.output is not None and tail not in self._written:
+            self._places.output(tail, spec.output.affine() if keeps_affine else spec.output)
 
-    def shared(self, node: Node, rule: OpRule) -> None:
-        source = _input(node, 0)
-        spec = self._scope.resolve(node)
-        if source is None or source not in self._groups or spec is None or spec.output is None:
-            return
+    def _why_not_here(self, node: Node, rule: OpRule, sources: list[Node]) -> str | None:
+        if self._is_masking(node, rule):
+            return "one of its operands holds masking values, which must never set a range"
+        if not rule.combines:
+            return None
+        if self._sensitivity.feeds(node):
+            return "all that is made of it goes into a function that eight bits would ruin"
+        if not any(source in self._places for source in sources):
+            return "none of its operands is quantized, so eight bits would cost accuracy and save nothing"
+        return None
+
+    def activation(self, node: Node, rule: OpRule, spec: OpSpec) -> str | None:
+        source = operand(node, 0)
+        if source is None or spec.output is None or source not in self._places:
+            return _INPUT_IS_FLOAT
+        self._places.share_edge(source, node, source)
+        self._places.output(node, spec.output)
+        return None
+
+    def shared(self, node: Node, rule: OpRule, spec: OpSpec) -> str | None:
+        source = operand(node, 0)
+        if source is None or spec.output is None or source not in self._places:
+            return _INPUT_IS_FLOAT
         if is_float(source):
-            self._share_edge(source, node)
-        self._groups.share(node, source)
-        if is_float(node):
-            self._outputs[node] = node
+            self._places.share_edge(source, node, source)
+        self._places.share_output(node, source, quantizes=is_float(node))
+        return None
 
-    def concatenated(self, node: Node, rule: OpRule) -> None:
-        spec = self._scope.resolve(node)
+    def concatenated(self, node: Node, rule: OpRule, spec: OpSpec) -> str | None:
         sources = [source for source in node.all_input_nodes if is_float(source)]
-        carried = [source for source in sources if source in self._groups]
-        if spec is None or spec.input is None or not carried or self._is_masking(node, None):
-            return
-        fixed = isinstance(self._groups.spec(carried[0]), FixedSpec)
-        if not self._groups.mergeable(list(carried)) or (fixed and len(carried) < len(sources)):
+        carried = [source for source in sources if source in self._places]
+        if any(operand in self._masks for operand in (node, *node.all_input_nodes)):
+            return "one of its operands holds masking values, which must never set a range"
+        if spec.input is None or not carried:
+            return "none of its inputs is quantized"
+        groups = self._places.groups
+        fixed = isinstance(groups.spec(carried[0]), FixedSpec)
+        if not groups.mergeable(list(carried)) or (fixed and len(carried) < len(sources)):
             for source in carried:
-                self._share_edge(source, node)
-            self._quantize_output(node, spec.input)
-            return
-        self._groups.merge(list(carried))
+                self._places.share_edge(source, node, source)
+            self._places.output(node, spec.input)
+            return None
+        groups.merge(list(carried))
         for source in sources:
-            self._share_edge(source, node, group=carried[0])
+            self._places.share_edge(source, node, carried[0])
             if source not in carried:
-                self._sources.add((source, node))
-        self._groups.share(node, carried[0])
-        self._outputs[node] = node
+                self._places.sources.add((source, node))
+        self._places.share_output(node, carried[0])
+        return None
 
-    def left_alone(self, node: Node, rule: OpRule) -> None:
+    def left_alone(self, node: Node, rule: OpRule, spec: OpSpec) -> str | None:
         """Batch norm that nothing absorbed, and operators that are float on purpose."""
+        return rule.reason
 
-    # Steps the handlers share.
-
-    def _is_masking(self, node: Node, positions: tuple[int, ...] | None) -> bool:
+    def _is_masking(self, node: Node, rule: OpRule) -> bool:
         """Masks never set a range: whether `node`, or an operand that would be quantized with it, holds one."""
-        operands = node.all_input_nodes if positions is None else [_input(node, position) for position in positions]
-        return node in self._masks or any(operand in self._masks for operand in operands if operand is not None)
+        operands = (operand(node, position) for position in rule.inputs_of(node))
+        return node in self._masks or any(found in self._masks for found in operands if found is not None)
 
-    def _weight_positions(self, node: Node, rule: OpRule) -> dict[int, int]:
-        """Maps the positions of constant operands that are weights to their channel axes."""
-        found = {}
-        if rule.weight is not None and _input(node, rule.weight.position) in self._constants:
-            found[rule.weight.position] = rule.weight.channel_axis
-        for position, summed in rule.contracts:
-            operand = _input(node, position)
-            if operand is not None and operand in self._constants and operand.meta["val"].ndim > 1:
-                other = -1 if summed == -2 else -2
-                found[position] = operand.meta["val"].ndim + other
-        return found
-
-    def _activation_sources(self, node: Node, rule: OpRule, weights: Mapping[int, int]) -> list[Node]:
-        positions = [*rule.inputs, *([rule.weight.position] if rule.weight else [])]
-        operands = (_input(node, position) for position in positions if position not in weights)
-        return [
-            operand
-            for operand in dict.fromkeys(operands)
-            if operand is not None
-            and operand not in self._constants
-            and operand not in self._written
-            and is_float(operand)
-        ]
-
-    def _quantize_weight(self, node: Node, position: int, axis: int, spec: OpSpec) -> None:
-        constant = _input(node, position)
-        if spec.weight is None or constant is None or not is_float(constant):
-            return
-        edge = (constant, node)
-        wanted = spec.weight.along(axis)
-        first = self._float_edges.get(constant)
-        if first is not None and self._groups.spec(first) == wanted:
-            self._groups.share(edge, first)
-        else:
-            self._groups.define(edge, wanted)
-            self._float_edges.setdefault(constant, edge)
-        self._inputs.setdefault(node, {})[constant] = edge
-        self._weights.append(edge)
-
-    def _quantize_edge(self, source: Node, node: Node, spec: TensorSpec) -> None:
-        """Quantizes what `node` reads from `source`: with the parameters `source` has, or new ones on the edge."""
-        if source in self._groups:
-            self._share_edge(source, node)
-            return
-        first = self._float_edges.get(source)
-        if first is not None:
-            self._share_edge(source, node, group=first)
-            return
-        edge = (source, node)
-        self._define(edge, _specialize(spec, self._ranges.get(source, OutputRange.ANY)))
-        self._float_edges[source] = edge
-        self._inputs.setdefault(node, {})[source] = edge
-
-    def _share_edge(self, source: Node, node: Node, group: Place | None = None) -> None:
-        edge = (source, node)
-        self._groups.share(edge, source if group is None else group)
-        self._inputs.setdefault(node, {})[source] = edge
-
-    def _quantize_output(self, node: Node, spec: TensorSpec, keeps_affine: bool = False) -> None:
-        wanted = spec.affine() if keeps_affine else spec
-        if node in self._written:
-            return
-        self._define(node, _specialize(wanted, self._ranges.get(node, OutputRange.ANY)))
-        self._outputs[node] = node
-
-    def _define(self, place: Place, spec: TensorSpec | FixedSpec) -> None:
-        self._groups.define(place, spec)
-        self._sources.add(place)
-
-    def _fuse(self, node: Node, rule: OpRule, spec: OpSpec) -> Node:
-        """Follows batch norm and one activation behind `node` and returns the last node of the fusion."""
-        tail = node
-        for treatment in _FUSIONS[rule.weight is not None]:
-            follower = self._only_user(tail)
-            behind = self._rules.lookup(follower) if follower is not None else None
-            if follower is None or behind is None or behind.treatment is not treatment:
-                continue
-            if _input(follower, 0) is tail and is_float(follower) and self._scope.resolve(follower) == spec:
-                self._note_range(follower, behind)
-                self._fused.add(follower)
-                tail = follower
-        return tail
-
-    def _only_user(self, node: Node) -> Node | None:
-        users = list(node.users)
-        return users[0] if len(users) == 1 and users[0].op == "call_function" else None
-
-    # Emission.
-
-    def _write(self) -> Placement:
-        annotated = [node for node in self._nodes if node in self._inputs or node in self._outputs]
-        for node in annotated:
-            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
-                input_qspec_map={
-                    source: self._torchao_spec(place) for source, place in self._inputs.get(node, {}).items()
-                },
-                output_qspec=self._torchao_spec(node) if node in self._outputs else None,
-                allow_implicit_sharing=False,
-                _annotated=True,
-            )
-        return Placement(tuple(self._weights), frozenset(self._sources))
-
-    def _torchao_spec(self, place: Place) -> QuantizationSpecBase:
-        first = self._groups.first(place)
-        return to_torchao(self._groups.spec(place)) if first == place else SharedQuantizationSpec(first)
+    def _stops(self, node: Node) -> bool:
+        return node in self._masks or node in self._written or any(s in self._masks for s in node.all_input_nodes)
 
 
-_HANDLERS: Mapping[Treatment, Callable[[_Annotator, Node, OpRule], None]] = MappingProxyType(
+_INPUT_IS_FLOAT = "its input is in floating point"
+
+_HANDLERS: Mapping[Treatment, Callable[[_Annotator, Node, OpRule, OpSpec], str | None]] = MappingProxyType(
     {
         Treatment.QUANTIZED: _Annotator.quantized,
         Treatment.ACTIVATION: _Annotator.activation,
@@ -272,9 +224,28 @@ _HANDLERS: Mapping[Treatment, Callable[[_Annotator, Node, OpRule], None]] = Mapp
 )
 
 
-def _input(node: Node, position: int) -> Node | None:
-    operand = node.args[position] if len(node.args) > position else None
-    return operand if isinstance(operand, Node) else None
+def _warn_of_doubles(nodes: list[Node], rules: RuleTable) -> None:
+    """A model in float64 would come back unquantized, and nobody would notice."""
+    doubles = [
+        node
+        for node in nodes
+        if (rule := rules.row(node)) is not None
+        and rule.treatment is Treatment.QUANTIZED
+        and isinstance(value := node.meta.get("val"), torch.Tensor)
+        and value.dtype is torch.float64
+    ]
+    if doubles:
+        modules = sorted({stack[-1][0] or "the model" for node in doubles if (stack := module_stack(node))})
+        warnings.warn(
+            f"{len(doubles)} operators compute in float64, which Core ML does not have, and are not quantized: "
+            f"{', '.join(modules[:5])}{', ...' if len(modules) > 5 else ''}. Call model.float() before torch.export.",
+            QuantizerWarning,
+            stacklevel=2,
+        )
+
+
+def _dtype_name(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _scheme(spec: TensorSpec | FixedSpec) -> Scheme:
@@ -282,10 +253,3 @@ def _scheme(spec: TensorSpec | FixedSpec) -> Scheme:
     if isinstance(spec, TensorSpec):
         return spec.scheme
     return Scheme.AFFINE if spec.zero_point == 0 else Scheme.SYMMETRIC
-
-
-def _specialize(spec: TensorSpec, known: OutputRange | FixedSpec) -> TensorSpec | FixedSpec:
-    """Non-negative values take the affine scheme, so that no half of the range is wasted; fixed ranges are fixed."""
-    if isinstance(known, FixedSpec):
-        return known
-    return spec.affine() if known is OutputRange.NON_NEGATIVE else spec

@@ -1,7 +1,7 @@
 """What was decided about every operator of a graph, by which rule and entry of the configuration, and why."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch.fx import GraphModule
@@ -21,9 +21,9 @@ class Decision:
         node: Name of its node in the graph; `"<submodule>.<node>"` inside a branch of control flow.
         op: ATen operator without overload, such as "aten.conv2d".
         module: Path of the innermost module it was made in; "" is the model itself.
-        outcome: "quantized": it reads or writes values that are quantized by parameters of its own. "shared": its output
-            carries the parameters of its input. "fixed": its output has parameters known from the operator.
-            "float": nothing about it is quantized.
+        outcome: "quantized": it reads or writes values with parameters of their own. "shared": its output carries the
+            parameters of its input. "fixed": its output has parameters known from the operator. "float": nothing
+            about it is quantized.
         rule: Operator whose rule decided; "" when it has none.
         entry: Entry of the configuration that governs it, such as "global", "module_type Linear" or
             "module_name encoder.0"; None where the configuration is never asked.
@@ -51,13 +51,19 @@ def keep_decisions(graph_module: GraphModule, decisions: Sequence[Decision]) -> 
 def decisions_of(graph_module: GraphModule) -> tuple[Decision, ...]:
     """Returns the decisions about a prepared or converted graph, one an operator call, in graph order.
 
+    Graphs inside of it (branches of `torch.cond`, bodies of loops) follow behind, with their path before the name.
+
     Raises:
         QuantizerError: The graph was not prepared by this package, or was exported again since.
     """
-    found: tuple[Decision, ...] | None = graph_module.meta.get(_KEY)
-    if found is None:
+    if _KEY not in graph_module.meta:
         raise QuantizerError(
             "This graph carries no record of what was quantized. Pass what prepare_pt2e returned with a "
             "CoreMLQuantizer, or what convert_pt2e made of it; torch.export.export drops the record."
         )
-    return found
+    graphs = [(path, inner) for path, inner in graph_module.named_modules() if isinstance(inner, GraphModule)]
+    return tuple(
+        replace(decision, node=f"{path}.{decision.node}" if path else decision.node)
+        for path, inner in graphs
+        for decision in inner.meta.get(_KEY, ())
+    )

@@ -10,6 +10,7 @@ aten = torch.ops.aten
 _WHY = "its output lies within the range of its input"
 _SOURCE = "coremltools' LinearQuantizer shared-qparams patterns (max, average and adaptive pools, mean)"
 _DIVISOR = 6
+_OTHERWISE = "with a divisor of its own it leaves the range of its input"
 
 
 def _averages(node: Node) -> bool:
@@ -32,7 +33,7 @@ RULES = (
         )
     ),
     *(
-        OpRule(op, Treatment.SHARED, applies=_averages, reason=_WHY, source=_SOURCE)
+        OpRule(op, Treatment.SHARED, applies=_averages, otherwise=_OTHERWISE, reason=_WHY, source=_SOURCE)
         for op in (aten.avg_pool2d, aten.avg_pool3d)
     ),
     *(

@@ -1,7 +1,7 @@
 """The table of operator rules: what each ATen operator is to quantization, and why."""
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,6 +13,9 @@ from coreml_quantizer.specs import UINT8, FixedSpec
 
 OpPacket = torch._ops.OpOverloadPacket | Callable[..., object]
 """An ATen operator, or a Python function that graphs call, such as `operator.getitem`."""
+
+Position = int | tuple[int, int]
+"""Where an operand stands among the arguments: at an index, or in a list at an index."""
 
 
 class Treatment(Enum):
@@ -73,12 +76,15 @@ class OpRule:
     Attributes:
         op: The ATen operator.
         treatment: What happens to its output.
-        inputs: Positions of the activations that are quantized with it.
+        inputs: Positions of the activations that are quantized with it; a function of the node where they are a list.
         weight: Its weight, if it has one.
+        weights_of: Positions of further operands that are weights when they are constants, to their channel axes.
+        weights_only: Whether only its weights are quantized, whatever the configuration says of activations.
         output_range: What is known of its output; a function of the node where arguments decide.
         contracts: Position of an input to the axis that a product sums over, counted from the end; a constant there
             is a weight.
         applies: Whether the rule holds for a node, where arguments decide; a node it does not hold for stays float.
+        otherwise: Why a node stays float that the rule does not hold for.
         combines: Whether it adds, subtracts or multiplies activations element by element; such an operator takes the
             affine scheme when all its inputs have it, and stays in float in front of a function that eight bits ruin.
         reason: Why it is treated so.
@@ -87,11 +93,14 @@ class OpRule:
 
     op: OpPacket
     treatment: Treatment
-    inputs: tuple[int, ...] = (0,)
+    inputs: tuple[Position, ...] | Callable[[Node], tuple[Position, ...]] = (0,)
     weight: WeightRole | None = None
+    weights_of: Callable[[Node], Mapping[Position, int]] | None = None
+    weights_only: bool = False
     output_range: OutputRange | FixedSpec | Callable[[Node], OutputRange] = OutputRange.ANY
     contracts: tuple[tuple[int, int], ...] = ()
     applies: Callable[[Node], bool] = _always
+    otherwise: str = ""
     combines: bool = False
     reason: str = ""
     source: str = ""
@@ -101,6 +110,10 @@ class OpRule:
         if isinstance(self.output_range, OutputRange | FixedSpec):
             return self.output_range
         return self.output_range(node)
+
+    def inputs_of(self, node: Node) -> tuple[Position, ...]:
+        """Returns the positions of the activations that are quantized with `node`, a call of this operator."""
+        return self.inputs if isinstance(self.inputs, tuple) else self.inputs(node)
 
 
 class RuleTable:
@@ -127,10 +140,14 @@ class RuleTable:
             raise RuleError(f"{op} has no rule to remove.")
         return self._rules.pop(op)
 
+    def row(self, node: Node) -> OpRule | None:
+        """Returns the rule of the operator that a node calls, whether it holds for its arguments or not."""
+        called = getattr(node.target, "overloadpacket", node.target)
+        return self._rules.get(called) if callable(called) else None
+
     def lookup(self, node: Node) -> OpRule | None:
         """Returns the rule that holds for a node of a graph, None when there is none."""
-        called = getattr(node.target, "overloadpacket", node.target)
-        rule = self._rules.get(called) if callable(called) else None
+        rule = self.row(node)
         return rule if rule is not None and rule.applies(node) else None
 
     def __iter__(self) -> Iterator[OpRule]:
@@ -153,3 +170,5 @@ def _check(rule: object) -> None:
         )
     if not rule.reason:
         raise RuleError(f"The rule for {rule.op} needs a reason: it stands in the table of operators.")
+    if rule.applies is not _always and not rule.otherwise:
+        raise RuleError(f"The rule for {rule.op} does not always hold; say in `otherwise` why a node then stays float.")

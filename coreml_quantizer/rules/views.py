@@ -29,6 +29,7 @@ RULES = (
             op,
             Treatment.SHARED,
             applies=_pads_with_values_of_its_range,
+            otherwise="it pads with a value that the scale of its input may not hold",
             reason="adds zeros or copies of values; zero is exact under every scale and zero point",
             source=_SOURCE,
         )

@@ -8,6 +8,7 @@ from coremltools.optimize.torch.quantization import LinearQuantizerConfig, Modul
 from torch import Tensor, nn
 
 from coreml_quantizer import ConfigError, CoreMLQuantizer, QuantizerError, QuantizerWarning, ScopeError
+from coreml_quantizer.decisions import decisions_of
 
 from .graphs import (
     QDQ,
@@ -97,17 +98,24 @@ def test_classes_and_own_classes_are_types() -> None:
 
 
 class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
     def forward(self, x: Tensor) -> Tensor:
-        return (x + x) * x
+        y = self.linear(x)
+        return (y + y) * y
 
 
 @pytest.mark.parametrize("key", [torch.add, "torch.add", "operator.add"])
 def test_functions_are_types(key: object) -> None:
-    graph = quantize(
-        Sum(), ROWS, LinearQuantizerConfig.from_dict({"global_config": {}, "module_type_configs": {key: None}})
-    )
-    assert not any(is_dequantized(operand) for operand in call(graph, aten.add).args)
+    config = LinearQuantizerConfig.from_dict({"global_config": {}, "module_type_configs": {key: None}})
+    graph = quantize(Sum(), ROWS, config)
+    outcomes = {decision.op: (decision.outcome, decision.entry) for decision in decisions_of(graph)}
+    assert outcomes["aten.add"] == ("float", "op aten.add")
+    assert outcomes["aten.mul"] == ("quantized", "global")
     assert all(is_dequantized(operand) for operand in call(graph, aten.mul).args)
+    assert {decision.outcome for decision in decisions_of(quantize(Sum(), ROWS))} == {"quantized"}
 
 
 def test_a_skipped_layer_does_not_change_the_next_one() -> None:

@@ -5,6 +5,8 @@ import torch
 from models import ARCHITECTURES, build, signal_to_noise
 from torch import Tensor, nn
 
+from coreml_quantizer.decisions import decisions_of
+
 from .graphs import (
     QDQ,
     WEIGHT_ONLY,
@@ -109,10 +111,14 @@ def test_strict_and_non_strict_exports_are_quantized_alike_and_floats_only(name:
 
 def test_integers_and_bools_are_left_alone() -> None:
     class Indices(nn.Module):
-        def forward(self, x: Tensor, i: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return x + i, (i + 1) * i, b & (i > 0)
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 4)
 
-    inputs = (torch.ones(4), torch.arange(4), torch.tensor([True, False, True, False]))
+        def forward(self, x: Tensor, i: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.linear(x) + i, (i + 1) * i, b & (i > 0)
+
+    inputs = (*ROWS, torch.arange(4), torch.tensor([True, False, True, False]))
     graph = quantize(Indices(), inputs)
     mixed, whole = calls(graph, aten.add)
     assert is_dequantized(mixed.args[0])
@@ -194,14 +200,48 @@ def test_add_is_affine_only_when_all_its_inputs_are(activation: nn.Module, zero_
 @pytest.mark.parametrize("operator", [torch.add, torch.sub, torch.mul])
 def test_an_operator_on_one_tensor_twice_and_on_a_scalar(operator: object) -> None:
     class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 4)
+
         def forward(self, x: Tensor) -> Tensor:
-            return operator(operator(x, x), 3.0)  # type: ignore[operator]
+            y = self.linear(x)
+            return operator(operator(y, y), 3.0)  # type: ignore[operator]
 
     graph = quantize(Twice(), ROWS)
-    both, scalar = (node for node in graph.graph.nodes if str(node.target).startswith("aten."))
-    assert input_qparams(both, 0) == input_qparams(both, 1)
+    both, scalar = calls(graph, getattr(aten, operator.__name__))  # type: ignore[attr-defined]
+    assert input_qparams(both, 0) == input_qparams(both, 1) == output_qparams(call(graph, aten.linear))
     assert input_qparams(scalar) == output_qparams(both)
     output_qparams(scalar)
+
+
+def test_an_operator_whose_operands_are_float_stays_float() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return (x + y) * 2
+
+    graph = quantize(Sum(), (*ROWS, *ROWS))
+    assert not calls(graph, QDQ.quantize_per_tensor)
+    assert {decision.reason for decision in decisions_of(graph)} == {
+        "none of its operands is quantized, so eight bits would cost accuracy and save nothing"
+    }
+
+
+def test_a_chain_of_constants_is_one_block_with_its_activation() -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 4)
+            self.scale = nn.Parameter(torch.rand(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.linear(x) * self.scale + 0.5 - self.scale)
+
+    graph = quantize(Chain(), ROWS)
+    mul, add, sub, relu = (call(graph, op) for op in (aten.mul, aten.add, aten.sub, aten.relu))
+    assert is_dequantized(mul.args[0])
+    assert [list(node.users) for node in (mul, add, sub)] == [[add], [sub], [relu]]
+    assert output_qparams(relu)[1] == 0
 
 
 @pytest.mark.parametrize(
