@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from coreml_quantizer.observers import RangeObserver
+from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.sharing import Place
 
 _PREFIX = "activation_post_process_"

@@ -11,7 +11,7 @@ from coreml_quantizer.annotator import Placement, annotate
 from coreml_quantizer.config import read_linear_quantizer_config
 from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.insertion import insert_observers
-from coreml_quantizer.observers import RangeObserver
+from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.rules import rules
 from coreml_quantizer.sharing import Place
 from coreml_quantizer.values import evaluate

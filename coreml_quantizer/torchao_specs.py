@@ -9,7 +9,7 @@ from torchao.quantization.pt2e.quantizer import (
     QuantizationSpecBase,
 )
 
-from coreml_quantizer.observers import ESTIMATORS, qscheme_of
+from coreml_quantizer.estimators import ESTIMATORS, qscheme_of
 from coreml_quantizer.specs import FixedSpec, TensorSpec
 
 

@@ -40,7 +40,7 @@ _ESTIMATORS: Mapping[str, RangeEstimator] = MappingProxyType(
         "min_max": RangeEstimator("min_max"),
         "moving_average_min_max": RangeEstimator("moving_average"),
         # coremltools keeps 0.9 of the old value, which is a step of 0.1 towards the new one.
-        "ema_min_max": RangeEstimator("moving_average", (("averaging_constant", 0.1),)),
+        "ema_min_max": RangeEstimator("moving_average", (("momentum", 0.1),)),
     }
 )
 

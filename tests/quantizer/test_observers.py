@@ -18,7 +18,7 @@ from coreml_quantizer import (
     rules,
     training,
 )
-from coreml_quantizer.observers import MinMaxObserver, MovingAverageObserver
+from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver
 from coreml_quantizer.specs import INT8, UINT8, PerChannel, TensorSpec
 
 from .graphs import prepare
@@ -87,7 +87,7 @@ def test_min_max_against_float64() -> None:
 
 def test_moving_average_against_float64() -> None:
     batches = torch.randn(50, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    observer = MovingAverageObserver(TensorSpec(UINT8), averaging_constant=0.1)
+    observer = MovingAverageObserver(TensorSpec(UINT8), momentum=0.1)
     expected = float(batches[0].max())
     for index, batch in enumerate(batches):
         observer(batch.float())

@@ -1,17 +1,21 @@
-"""Observers: collect the range of a tensor during calibration and return its scale and zero point."""
+"""The base of all range estimators: torchao observers that tell a range from the values they are shown."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchao.quantization.pt2e.observer import ObserverBase
 
 from coreml_quantizer.errors import CalibrationError
+from coreml_quantizer.estimators.arguments import Argument
 from coreml_quantizer.qparams import choose_qparams
 from coreml_quantizer.specs import PerChannel, Scheme, TensorSpec
+
+State = dict[str, Tensor]
+"""What an observer has seen: its buffers by name."""
 
 _QSCHEMES = MappingProxyType(
     {
@@ -29,16 +33,19 @@ def qscheme_of(spec: TensorSpec) -> torch.qscheme:
 
 
 class RangeObserver(ObserverBase):
-    """Base of the observers that keep a running minimum and maximum, per tensor or per channel.
+    """Base of the estimators. A child keeps its statistics in buffers and says how to update, read and merge them.
 
     Attributes:
+        ARGUMENTS: What its constructor takes beside the spec, by name; configurations are checked against it.
+        PER_CHANNEL: Whether it can estimate a range for every channel.
         tensor_name: Graph name of the observed tensor, for messages.
-        constant: True for the observer of a weight, which reads it once, when the scale is asked for.
         min_val: Running minimum, float32, shape `()` or `(channels,)`.
         max_val: Running maximum, same shape.
     """
 
-    UNNAMED = "a tensor"
+    ARGUMENTS: ClassVar[Mapping[str, Argument]] = MappingProxyType({})
+    PER_CHANNEL: ClassVar[bool] = True
+    UNNAMED: ClassVar[str] = "a tensor"
 
     min_val: Tensor
     max_val: Tensor
@@ -61,12 +68,17 @@ class RangeObserver(ObserverBase):
 
     @property
     def constant(self) -> bool:
-        """Whether this observer watches a weight."""
+        """Whether this observer watches a weight, which it reads once, when the scale is asked for."""
         return bool(self._weight)
 
+    @property
+    def observes(self) -> bool:
+        """Whether calibration changes what this observer knows."""
+        return self._observes and not self._weight
+
     def forward(self, x: Tensor) -> Tensor:
-        """Updates the range with `x` (any float dtype and shape) and returns `x` itself."""
-        if self._observes and not self.constant:
+        """Updates the statistics with `x` (any float dtype and shape) and returns `x` itself."""
+        if self._observes and not self._weight and x.numel():
             self._observe(x.detach())
         return x
 
@@ -104,36 +116,58 @@ class RangeObserver(ObserverBase):
         """
         for weight in self._weight:
             self.reset()
-            self._observe(weight.detach())
-        for member in self._members:
-            member._check_range()
-        low = torch.stack([member.min_val for member in self._members]).amin(0)
-        high = torch.stack([member.max_val for member in self._members]).amax(0)
+            if weight.numel():
+                self._observe(weight.detach())
+        ranges = [member.estimate() for member in self._members]
+        low = torch.stack([low for low, _ in ranges]).amin(0)
+        high = torch.stack([high for _, high in ranges]).amax(0)
         scale, zero_point = choose_qparams(low, high, self.spec.storage, self.spec.scheme)
         return scale.reshape(-1), zero_point.reshape(-1)
+
+    def estimate(self) -> tuple[Tensor, Tensor]:
+        """Returns the smallest and the largest value to be represented, float32, shape `()` or `(channels,)`.
+
+        Raises:
+            CalibrationError: Nothing was observed, or not-a-number or infinite values were.
+        """
+        if not torch.isfinite(self.min_val).all() or not torch.isfinite(self.max_val).all():
+            raise CalibrationError(self.why_no_range())
+        return self._estimate()
 
     def reset(self) -> None:
         """Forgets everything observed."""
         self.min_val = torch.full_like(self.min_val, torch.inf)
         self.max_val = torch.full_like(self.max_val, -torch.inf)
 
+    def state(self) -> State:
+        """Returns the statistics, detached from the observer."""
+        return {name: value.clone() for name, value in self.named_buffers(recurse=False)}
+
+    def load_state(self, state: State) -> None:
+        """Replaces the statistics by those of another observer of the same kind."""
+        for name, value in state.items():
+            setattr(self, name, value.to(getattr(self, name).device, copy=True))
+
+    def merge(self, states: Sequence[State]) -> State:
+        """Returns the statistics over everything that observers with `states` saw, in that order.
+
+        Args:
+            states: At least one, each of an observer that saw something.
+        """
+        raise NotImplementedError
+
     def _observe(self, x: Tensor) -> None:
-        if x.numel() == 0:
-            return
-        if self.ch_axis < 0:
-            low, high = torch.aminmax(x)
-        else:
-            low, high = torch.aminmax(x.transpose(0, self.ch_axis).flatten(1), dim=1)
+        low, high = extremes(x, self.ch_axis)
         self._update(low.to(self.min_val.dtype), high.to(self.max_val.dtype))
 
     def _update(self, low: Tensor, high: Tensor) -> None:
         raise NotImplementedError
 
-    def _check_range(self) -> None:
-        if not torch.isfinite(self.min_val).all() or not torch.isfinite(self.max_val).all():
-            raise CalibrationError(self._why_no_range())
+    def _estimate(self) -> tuple[Tensor, Tensor]:
+        return self.min_val, self.max_val
 
-    def _why_no_range(self) -> str:
+    def why_no_range(self) -> str:
+        """Returns why no range can be told, as a message that names the tensor."""
         if self.constant:
             return f"The weight '{self.tensor_name}' is empty, or contains not-a-number or infinite values."
         if bool((self.min_val > self.max_val).any()):
@@ -148,43 +182,25 @@ class RangeObserver(ObserverBase):
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accepts ranges per channel into an observer that has seen no channel yet."""
-        for name in ("min_val", "max_val"):
+        """Accepts statistics of another shape: an observer that saw nothing yet knows no channels."""
+        for name, value in self.named_buffers(recurse=False):
             saved = state_dict.get(prefix + name)
             if saved is not None:
-                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+                setattr(self, name, torch.empty_like(saved, device=value.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f"{self.tensor_name}, {self.spec.storage.name} {self.spec.scheme.value}"
 
 
-class MinMaxObserver(RangeObserver):
-    """The smallest and the largest value seen in all of calibration."""
-
-    def _update(self, low: Tensor, high: Tensor) -> None:
-        self.min_val = torch.minimum(self.min_val, low)
-        self.max_val = torch.maximum(self.max_val, high)
-
-
-class MovingAverageObserver(RangeObserver):
-    """Exponential moving average of each batch's minimum and maximum; the first batch sets both.
-
-    `value += averaging_constant * (batch value - value)`. Source: Jacob et al. 2018, section 3.1.
-    """
-
-    def __init__(self, spec: TensorSpec, averaging_constant: float = 0.01, **fields: Any) -> None:
-        super().__init__(spec, **fields)
-        self.averaging_constant = averaging_constant
-
-    def _update(self, low: Tensor, high: Tensor) -> None:
-        # An unset minimum is infinite; the comparison stays on the device.
-        unset = self.min_val > self.max_val
-        self.min_val = torch.where(unset, low, torch.lerp(self.min_val, low, self.averaging_constant))
-        self.max_val = torch.where(unset, high, torch.lerp(self.max_val, high, self.averaging_constant))
+def extremes(x: Tensor, ch_axis: int) -> tuple[Tensor, Tensor]:
+    """Returns minimum and maximum of `x`, per index of `ch_axis` or (-1) of all of it; not-a-number propagates."""
+    if ch_axis < 0:
+        return torch.aminmax(x)
+    low, high = torch.aminmax(channels_first(x, ch_axis), dim=1)
+    return low, high
 
 
-ESTIMATORS: Mapping[str, type[RangeObserver]] = MappingProxyType(
-    {"min_max": MinMaxObserver, "moving_average": MovingAverageObserver}
-)
-"""Range estimators by the name that `RangeEstimator.name` gives."""
+def channels_first(x: Tensor, ch_axis: int) -> Tensor:
+    """Returns `x` as (channels, rest); with `ch_axis` -1 as (1, all)."""
+    return x.reshape(1, -1) if ch_axis < 0 else x.transpose(0, ch_axis).flatten(1)

@@ -1,0 +1,33 @@
+"""What the constructor of a range estimator may be given, so that configurations are checked before any graph."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A number and the interval it must lie in.
+
+    Attributes:
+        default: Its value where a configuration says nothing.
+        low: Smallest value; excluded when `open_low`.
+        high: Largest value.
+        open_low: Whether `low` itself is refused.
+        whole: Whether it must be an integer.
+    """
+
+    default: float
+    low: float
+    high: float
+    open_low: bool = False
+    whole: bool = False
+
+    def problem(self, value: object) -> str | None:
+        """Returns what is wrong with `value`, None when nothing is."""
+        numeric = isinstance(value, int | float) and not isinstance(value, bool)
+        if numeric and (not self.whole or value == int(value)):  # type: ignore[call-overload]
+            above = value > self.low if self.open_low else value >= self.low  # type: ignore[operator]
+            if above and value <= self.high:  # type: ignore[operator]
+                return None
+        kind = "an integer" if self.whole else "a number"
+        bracket = "(" if self.open_low else "["
+        return f"must be {kind} in {bracket}{self.low:g}, {self.high:g}]"

@@ -1,0 +1,23 @@
+"""Minimum and maximum over all of calibration."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from coreml_quantizer.estimators.base import RangeObserver, State
+
+
+class MinMaxObserver(RangeObserver):
+    """The smallest and the largest value seen in all of calibration."""
+
+    def _update(self, low: Tensor, high: Tensor) -> None:
+        self.min_val = torch.minimum(self.min_val, low)
+        self.max_val = torch.maximum(self.max_val, high)
+
+    def merge(self, states: Sequence[State]) -> State:
+        """The extremes of all: the same as one observer over the union."""
+        return {
+            "min_val": torch.stack([state["min_val"] for state in states]).amin(0),
+            "max_val": torch.stack([state["max_val"] for state in states]).amax(0),
+        }
