@@ -134,7 +134,8 @@ class _Annotator:
                 self._places.edge(source, node, spec.input)
         if spec.output is not None and (sources or weights) and not rule.weights_only:
             self._quantize_output(node, rule, spec, sources)
-        return None if node in self._places.inputs or spec.output is not None else "only weights are quantized here"
+            return None
+        return None if node in self._places.inputs else "the configuration quantizes nothing that it reads or writes"
 
     def _quantize_output(self, node: Node, rule: OpRule, spec: OpSpec, sources: list[Node]) -> None:
         tail = self._fusions.follow(node, rule, spec, self._stops)

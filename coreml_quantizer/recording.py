@@ -1,5 +1,6 @@
 """Turns what the annotator placed into one decision an operator call."""
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -64,7 +65,7 @@ def _decision(node: Node, ledger: Ledger, placed: Places, weights: list[Node]) -
     reads = [source for source in placed.inputs.get(node, {}) if source not in weights]
     return Decision(
         node=node.name,
-        op=op_name(node) or str(node.target),
+        op=_called(node),
         module=_module(node),
         outcome=outcome,
         rule="" if rule is None else str(rule.op),
@@ -95,7 +96,14 @@ def _outcome(node: Node, rule: OpRule | None, placed: Places, fused: bool) -> Ou
 
 
 def _float(node: Node, reason: str) -> Decision:
-    return Decision(node.name, op_name(node) or str(node.target), _module(node), "float", "", None, reason)
+    return Decision(node.name, _called(node), _module(node), "float", "", None, reason)
+
+
+def _called(node: Node) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return op_name(node)
+    name = getattr(node.target, "__name__", str(node.target))
+    return f"operator.{name}" if getattr(operator, name, None) is node.target else name
 
 
 def _module(node: Node) -> str:

@@ -30,8 +30,18 @@ def render() -> str:
 
 def _row(rule: OpRule) -> str:
     axis = "" if rule.weight is None else str(rule.weight.channel_axis)
-    cells = (f"`{_name(rule)}`", rule.treatment.value, axis, _range(rule), rule.reason, rule.source)
+    if rule.weights_of is not None:
+        axis = "depends on its arguments"
+    cells = (f"`{_name(rule)}`", _treatment(rule), axis, _range(rule), _why(rule), rule.source)
     return "| " + " | ".join(cells) + " |\n"
+
+
+def _treatment(rule: OpRule) -> str:
+    return "weights quantized" if rule.weights_only else rule.treatment.value
+
+
+def _why(rule: OpRule) -> str:
+    return f"{rule.reason}; float where {rule.otherwise}" if rule.otherwise else rule.reason
 
 
 def _name(rule: OpRule) -> str:

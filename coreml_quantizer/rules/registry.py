@@ -172,3 +172,12 @@ def _check(rule: object) -> None:
         raise RuleError(f"The rule for {rule.op} needs a reason: it stands in the table of operators.")
     if rule.applies is not _always and not rule.otherwise:
         raise RuleError(f"The rule for {rule.op} does not always hold; say in `otherwise` why a node then stays float.")
+
+
+def with_in_place(*ops: torch._ops.OpOverloadPacket) -> Iterator[torch._ops.OpOverloadPacket]:
+    """Yields ATen operators, each followed by its in-place form where it has one."""
+    for op in ops:
+        yield op
+        in_place = getattr(torch.ops.aten, f"{op.__name__}_", None)
+        if in_place is not None:
+            yield in_place

@@ -23,6 +23,11 @@ def _pads_with_values_of_its_range(node: Node) -> bool:
     return mode != "constant" or not (len(node.args) > _PAD_VALUE and node.args[_PAD_VALUE])
 
 
+def _keeps_its_type(node: Node) -> bool:
+    source = node.args[0]
+    return isinstance(source, Node) and source.meta["val"].dtype == node.meta["val"].dtype
+
+
 RULES = (
     *(
         OpRule(
@@ -38,43 +43,32 @@ RULES = (
     *(
         OpRule(op, Treatment.SHARED, reason=_WHY, source=_SOURCE)
         for op in (
-            aten.reshape,
-            aten.view,
-            aten._unsafe_view,
-            aten.flatten,
-            aten.unflatten,
-            aten.permute,
-            aten.transpose,
-            aten.t,
-            aten.slice,
-            aten.select,
-            aten.narrow,
-            aten.squeeze,
-            aten.unsqueeze,
-            aten.expand,
-            aten.contiguous,
-            aten.clone,
-            aten.alias,
-            aten.detach,
-            aten.dropout,
-            aten.dropout_,
-            aten.upsample_nearest1d,
-            aten.upsample_nearest2d,
-            aten.upsample_nearest3d,
-            aten.pixel_shuffle,
-            aten.pixel_unshuffle,
-            aten.channel_shuffle,
-            aten.flip,
-            aten.roll,
-            aten.repeat,
-            aten.movedim,
-            aten.numpy_T,
+            *(aten.reshape, aten.view, aten._unsafe_view, aten.flatten, aten.unflatten, aten.ravel),
+            *(aten.view_as, aten.reshape_as, aten.squeeze, aten.unsqueeze, aten.atleast_1d, aten.atleast_2d),
+            *(aten.permute, aten.transpose, aten.t, aten.movedim, aten.moveaxis, aten.numpy_T, aten.mT),
+            *(aten.swapaxes, aten.swapdims, aten.flip, aten.roll, aten.rot90),
+            *(aten.slice, aten.select, aten.narrow, aten.index_select, aten.gather, aten.index),
+            *(aten.expand, aten.expand_as, aten.broadcast_to, aten.repeat, aten.tile, aten.repeat_interleave),
+            *(aten.contiguous, aten.clone, aten.alias, aten.detach),
+            *(aten.dropout, aten.dropout_, aten.feature_dropout, aten.alpha_dropout),
+            *(aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle),
         )
+    ),
+    *(
+        OpRule(
+            op,
+            Treatment.SHARED,
+            applies=_keeps_its_type,
+            otherwise="it changes the type of its input",
+            reason=_WHY,
+            source=_SOURCE,
+        )
+        for op in (aten.to, aten._to_copy, aten.type_as)
     ),
     *(OpRule(op, Treatment.CONCATENATED, reason=_WHY, source=_SOURCE) for op in (aten.cat, aten.stack)),
     *(
         OpRule(op, Treatment.SPLIT, reason=_WHY, source=_SOURCE)
-        for op in (aten.split, aten.split_with_sizes, aten.chunk, aten.unbind)
+        for op in (aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.tensor_split)
     ),
     OpRule(operator.getitem, Treatment.SHARED, reason="takes one part of a split", source=_SOURCE),
 )
