@@ -10,7 +10,9 @@ from coreml_quantizer import training
 from coreml_quantizer.annotator import Placement, annotate
 from coreml_quantizer.config import read_linear_quantizer_config
 from coreml_quantizer.half_constants import round_constants_to_half
+from coreml_quantizer.inlining import inline_contexts
 from coreml_quantizer.insertion import insert_observers
+from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.rules import rules
 from coreml_quantizer.sharing import Place
@@ -49,6 +51,12 @@ class CoreMLQuantizer(Quantizer):
         self.config = config
         self._policy = read_linear_quantizer_config(config)
         self._placement: Placement | None = None
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Inlines gradient modes and rewrites lone batch norms, in place; torchao calls it before `annotate`."""
+        inline_contexts(model)
+        rewrite_lone_batch_norms(model)
+        return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotates `model` in place and returns it.
