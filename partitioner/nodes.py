@@ -9,7 +9,9 @@ from torch.fx import Node
 
 def op_name(node: Node) -> str:
     """The overload's full name, ``"aten.add.Tensor"``, for ATen and edge operations alike."""
-    target: Any = getattr(node.target, "_op", node.target)
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):  # an edge operation holds the ATen one
+        target = getattr(target, "_op", target)
     return str(target) if isinstance(target, torch._ops.OpOverload) else str(getattr(target, "__name__", target))
 
 

@@ -106,16 +106,20 @@ class CoreMLPartitioner(Partitioner):
     def ops_to_not_decompose(
         self, ep: ExportedProgram
     ) -> tuple[list[torch._ops.OpOverload], Callable[[Node], bool] | None]:
-        """Names the composite operations of the program that Core ML has as one operation."""
+        """Names the composite operations of the program that Core ML has as one operation.
+
+        An operation of which Core ML refuses one call is decomposed everywhere: ExecuTorch decides by operation, and
+        has no kernels for composite ones.
+        """
         skipped = self._skipped
-        kept: dict[torch._ops.OpOverload, None] = {}
+        kept: dict[torch._ops.OpOverload, bool] = {}
         for node in ep.graph.nodes:
             target = node.target
-            if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or target in kept:
+            if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
                 continue
-            if target not in _ALWAYS_DECOMPOSED and not _is_view(target) and refusal(node, skipped) is None:
-                kept[target] = None
-        return list(kept), None
+            if kept.get(target, target not in _ALWAYS_DECOMPOSED and not _is_view(target)):
+                kept[target] = refusal(node, skipped) is None
+        return [target for target, keep in kept.items() if keep], None
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tags the nodes that Core ML takes.

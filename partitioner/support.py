@@ -42,17 +42,6 @@ class Rejection:
 Check = Callable[[Node], str | None]
 
 
-def _alpha(node: Node) -> str | None:
-    alpha = node.kwargs.get("alpha", 1)
-    return None if alpha == 1 else f"alpha={alpha} is ignored by the converter (coremltools#2573)"
-
-
-def _flattened_reduction(node: Node) -> str | None:
-    if argument(node, 1, "dim") is None:
-        return "the index over the flattened input crashes Core ML (executorch#11715); give a dim"
-    return None
-
-
 def _never(reason: str) -> Check:
     return lambda node: reason
 
@@ -62,19 +51,6 @@ def _integer_bits(node: Node) -> str | None:
     if all(tensor.dtype == torch.bool for tensor in tensors):
         return None
     return "Core ML has bitwise operations on booleans only"
-
-
-def _batched(rank: int, check: Check) -> Check:
-    """Asks for an input of this rank, its batch dimension included, beside the other check."""
-
-    def checked(node: Node) -> str | None:
-        reason = check(node)
-        tensor = tensor_of(node.args[0])
-        if reason is None and tensor is not None and tensor.dim() != rank:
-            return f"Core ML needs an input of rank {rank}, with a batch dimension; this one has rank {tensor.dim()}"
-        return reason
-
-    return checked
 
 
 def _dilated_pool(node: Node) -> str | None:
@@ -97,10 +73,6 @@ def _constant_qparams(node: Node) -> str | None:
 
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
-        "aten.add.Tensor": _alpha,
-        "aten.sub.Tensor": _alpha,
-        "aten.argmax.default": _flattened_reduction,
-        "aten.argmin.default": _flattened_reduction,
         "aten.diagonal.default": _never("Core ML returns wrong values (coremltools#2565)"),
         "aten.diagonal_copy.default": _never("Core ML returns wrong values (coremltools#2565)"),
         "aten.acosh.default": _never("Core ML has no such operation (coremltools#2569)"),
@@ -110,8 +82,8 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "aten.max_pool3d.default": _dilated_pool,
         "aten.max_pool2d_with_indices.default": _dilated_pool,
         "aten.max_pool3d_with_indices.default": _dilated_pool,
-        "aten.avg_pool2d.default": _batched(4, _average_divisor),
-        "aten.avg_pool3d.default": _batched(5, _average_divisor),
+        "aten.avg_pool2d.default": _average_divisor,
+        "aten.avg_pool3d.default": _average_divisor,
         "aten.bitwise_and.Scalar": _integer_bits,
         "aten.bitwise_and.Tensor": _integer_bits,
         "quantized_decomposed.quantize_per_tensor.tensor": _constant_qparams,

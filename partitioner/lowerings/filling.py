@@ -1,7 +1,8 @@
-"""Tensors of zeros and ones, in the dtype that the program declares.
+"""Tensors of zeros and ones, in the dtype that the program declares, scalars among them.
 
 The converters of Core ML Tools read the dtype from a positional argument; exported programs give it by keyword, and the
-result was floating point whatever was asked for, which no operation accepts as an index.
+result was floating point whatever was asked for, which no operation accepts as an index. A scalar's empty size became
+an empty float tensor, which the conversion refuses as a shape.
 """
 
 from typing import Any
@@ -25,8 +26,12 @@ def _stored_dtype(dtype: torch.dtype) -> Any:
 def _filled(value: int) -> Converter:
     def convert(context: Any, node: Any) -> None:
         size = _get_inputs(context, node, min_expected=1)[0]
+        example = node.meta["val"]
+        fill = _stored_dtype(example.dtype)(value)
+        if example.dim() == 0:
+            context.add(mb.const(val=fill, name=node.name), node.name)
+            return
         shape = mb.concat(values=size, axis=0) if isinstance(size, list) else size
-        fill = _stored_dtype(node.meta["val"].dtype)(value)
         context.add(mb.fill(shape=shape, value=fill, name=node.name), node.name)
 
     return convert

@@ -3,9 +3,10 @@
 import coremltools as ct
 import pytest
 import torch
-from lowering.helpers import delegates, lower
+from lowering.helpers import calls, delegates, lower
 from lowering.test_partitioner import Function
 from torch import nn
+from torch.nn import functional as F
 
 from partitioner import CoreMLBackend, CoreMLPartitioner, host
 
@@ -27,6 +28,20 @@ TAKEN = {
     "scatter zeros": (lambda x: x.scatter(1, torch.zeros(2, 8, dtype=torch.long), x * 0 + 2), X),
     "float zeros": (lambda x: x + torch.zeros(8) + torch.ones(2, 8), X),
     "bool ones": (lambda x: torch.where(torch.ones(2, 8, dtype=torch.bool), x * 2, x), X),
+    "scalar zeros": (lambda x: x + torch.zeros(()) + torch.ones(()), X),
+    "scalar integer ones": (lambda x: torch.gather(x, 1, torch.ones((), dtype=torch.long).expand(2, 8)), X),
+    "add with alpha": (lambda x, y: torch.add(x, y, alpha=0.5), X, X.flip(0)),
+    "add of integers with alpha": (lambda x: torch.add((x * 9).int(), 3, alpha=2), X),
+    "sub with alpha": (lambda x, y: torch.sub(x, y, alpha=2), X, X.flip(0)),
+    "sub of a scalar with alpha": (lambda x: torch.sub(x, 3, alpha=2), X),
+    "rsub with alpha": (lambda x: torch.rsub(x, 3, alpha=2), X),
+    "argmax of everything": (lambda x: x.argmax(), X),
+    "argmin of everything, kept": (lambda x: x.argmin(keepdim=True), X),
+    "argmax of one dimension": (lambda x: x.argmax(1), X),
+    "circular 1d": (lambda x: F.pad(x, (2, 1), mode="circular"), X[None]),
+    "circular 3d": (lambda x: F.pad(x, (2, 1, 1, 0, 0, 1), mode="circular"), IMAGE[None, None]),
+    "circular, cropped on one side": (lambda x: F.pad(x, (2, -1), mode="circular"), X[None]),
+    "cropped": (lambda x: F.pad(x, (-1, 2, 1, -1), value=3.0), X),
 }
 
 
@@ -40,9 +55,58 @@ def test_what_core_ml_tools_fails_on_is_lowered(function, inputs: tuple[torch.Te
     torch.testing.assert_close(result, function(*inputs), rtol=1e-5, atol=1e-5)
 
 
+VOLUME = torch.linspace(-1, 1, 384).reshape(3, 2, 8, 8)
+UNBATCHED = {
+    "conv1d": (nn.Conv1d(2, 4, 3), X),
+    "conv2d": (nn.Conv2d(3, 4, 3, padding="same"), IMAGE),
+    "conv3d": (nn.Conv3d(3, 4, 2), VOLUME),
+    "conv2d, circular": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), IMAGE),
+    "conv_transpose1d": (nn.ConvTranspose1d(2, 4, 3), X),
+    "conv_transpose2d": (nn.ConvTranspose2d(3, 4, 3, stride=2), IMAGE),
+    "max_pool1d": (nn.MaxPool1d(2), X),
+    "max_pool2d": (nn.MaxPool2d(2), IMAGE),
+    "max_pool3d": (nn.MaxPool3d(2), VOLUME),
+    "avg_pool1d": (nn.AvgPool1d(2), X),
+    "avg_pool2d": (nn.AvgPool2d(2), IMAGE),
+    "avg_pool3d": (nn.AvgPool3d(2), VOLUME),
+}
+
+
+@pytest.mark.parametrize(("model", "x"), UNBATCHED.values(), ids=UNBATCHED.keys())
+def test_inputs_without_a_batch_dimension(model: nn.Module, x: torch.Tensor) -> None:
+    partitioner = CoreMLPartitioner(compile_specs=FLOAT32)
+    manager = lower(model.eval(), (x,), partitioner=partitioner)
+    assert len(delegates(manager)) == 1
+    assert partitioner.rejections == ()
+    (result,) = host.run(manager.to_executorch().buffer, x)
+    torch.testing.assert_close(result, model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+INTEGERS = {
+    "uint8": torch.arange(0, 250, 25, dtype=torch.uint8),
+    "int8": torch.arange(-120, 120, 24, dtype=torch.int8),
+    "bfloat16": torch.linspace(-2, 2, 10, dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("x", INTEGERS.values(), ids=INTEGERS.keys())
+def test_inputs_that_core_ml_does_not_take_are_converted_in_front_of_it(x: torch.Tensor) -> None:
+    manager = lower(Function(lambda x: (x.float() * 2 + 1).relu()), (x,), compute_precision=ct.precision.FLOAT32)
+    assert len(delegates(manager)) == 1
+    (conversion,) = [name for name in calls(manager) if "call_delegate" not in name]
+    assert "_to_dim_order_copy" in conversion
+    (result,) = host.run(manager.to_executorch().buffer, x)
+    torch.testing.assert_close(result, (x.float() * 2 + 1).relu())
+
+
 REFUSED = {
     "integer and": (Function(lambda a: ((a > 0).to(torch.int32) & 1).float()), X, "aten.bitwise_and.Scalar"),
-    "unbatched avg_pool2d": (nn.AvgPool2d(2), IMAGE, "aten.avg_pool2d.default"),
+    "dilated max_pool2d": (nn.MaxPool2d(2, dilation=2), IMAGE, "aten.max_pool2d_with_indices.default"),
+    "dilated max_pool2d beside a plain one": (
+        nn.Sequential(nn.MaxPool2d(2, stride=1), nn.MaxPool2d(2, dilation=2)),
+        IMAGE[None],
+        "aten.max_pool2d_with_indices.default",
+    ),
 }
 
 

@@ -1,0 +1,33 @@
+"""The index of the largest or smallest element of the whole tensor.
+
+The converters of Core ML Tools leave the axis out, which in Core ML does not mean "of the flattened input" and crashes
+(executorch#11715).
+"""
+
+from typing import Any
+
+from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+
+from partitioner.lowerings.registry import Converter, get_converter, set_converter
+
+
+def _over_everything(plain: Converter, operation: Any) -> Converter:
+    def convert(context: Any, node: Any) -> None:
+        named = node.kwinputs or {}
+        dim = node.inputs[1] if len(node.inputs) > 1 else named.get("dim", (None,))[0]
+        if dim is not None:
+            plain(context, node)
+            return
+        x = _get_inputs(context, node, min_expected=1)[0]
+        index = operation(x=mb.reshape(x=x, shape=(-1,)), axis=0, keep_dims=True)
+        # A scalar, or with keepdim a one for every dimension of the input.
+        shape = node.meta["val"].shape
+        result = mb.reshape(x=index, shape=tuple(shape), name=node.name) if shape else None
+        context.add(result or mb.squeeze(x=index, axes=(0,), name=node.name), node.name)
+
+    return convert
+
+
+set_converter("argmax")(_over_everything(get_converter("argmax"), mb.reduce_argmax))
+set_converter("argmin")(_over_everything(get_converter("argmin"), mb.reduce_argmin))
