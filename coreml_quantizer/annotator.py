@@ -130,6 +130,9 @@ class _Annotator:
                 if constant is not None and is_float(constant):
                     self._places.weight(constant, node, spec.weight.along(axis))
         if spec.input is not None:
+            overruled = [source for source in sources if self._places.overrules(source, spec.input)]
+            if overruled:
+                self._ledger.overruled[node] = overruled
             for source in sources:
                 self._places.edge(source, node, spec.input)
         if spec.output is not None and (sources or weights) and not rule.weights_only:

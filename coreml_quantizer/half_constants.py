@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from coreml_quantizer.half import rounded_to_half
 from coreml_quantizer.half_scalars import round_scalars_to_half
-from coreml_quantizer.rules import rules
+from coreml_quantizer.rules import RuleTable
 from coreml_quantizer.values import find_written_values, is_float
 
 _BIAS_POSITION = 2
@@ -23,7 +23,9 @@ _BIAS_POSITION = 2
 flushes to zero (below 2**-25) is negligible there however small the whole bias is."""
 
 
-def round_constants_to_half(graph_module: GraphModule, quantized_weights: Iterable[tuple[Node, Node]]) -> None:
+def round_constants_to_half(
+    graph_module: GraphModule, quantized_weights: Iterable[tuple[Node, Node]], rules: RuleTable
+) -> None:
     """Rounds float32 constants of `graph_module` that are read outside of quantized weights, in place.
 
     Tensors are replaced, not written to: an exported graph shares its parameters with the model it came from.
@@ -31,6 +33,7 @@ def round_constants_to_half(graph_module: GraphModule, quantized_weights: Iterab
     Args:
         graph_module: An exported graph whose batch norms are folded.
         quantized_weights: Edges (constant, consumer) on which a constant is quantized.
+        rules: The table that says which operators have a weight, and so a bias.
     """
     quantized: dict[Node, set[Node]] = {}
     for constant, consumer in quantized_weights:
@@ -42,7 +45,7 @@ def round_constants_to_half(graph_module: GraphModule, quantized_weights: Iterab
         if node.op == "call_function" and is_float(node):
             round_scalars_to_half(node)
         elif node.op == "get_attr" and node not in written and not set(node.users) <= quantized.get(node, set()):
-            is_bias = all(_takes_as_bias(user, node) for user in node.users)
+            is_bias = all(_takes_as_bias(user, node, rules) for user in node.users)
             _round_tensor(graph_module, str(node.target), replacements, negligible=is_bias)
     _keep_ties(graph_module, replacements)
 
@@ -55,7 +58,7 @@ class _Replacement:
     rounded: torch.Tensor
 
 
-def _takes_as_bias(user: Node, constant: Node) -> bool:
+def _takes_as_bias(user: Node, constant: Node, rules: RuleTable) -> bool:
     rule = rules.lookup(user)
     has_weight = rule is not None and rule.weight is not None
     return has_weight and len(user.args) > _BIAS_POSITION and user.args[_BIAS_POSITION] is constant

@@ -53,6 +53,11 @@ class Places:
         if self._on_edge(source, node, specialized):
             self.sources.add((source, node))
 
+    def overrules(self, source: Node, spec: TensorSpec) -> bool:
+        """Whether the output of `source` is quantized in another way than `spec` asks for, apart from its scheme."""
+        given = self.groups.spec(source) if source in self.groups else None
+        return isinstance(given, TensorSpec) and given.affine() != spec.affine()
+
     def share_edge(self, source: Node, node: Node, group: Place) -> None:
         """Quantizes what `node` reads from `source` with the parameters of `group`."""
         edge = (source, node)

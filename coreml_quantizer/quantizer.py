@@ -9,11 +9,11 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from coreml_quantizer import training
 from coreml_quantizer.annotator import Placement, annotate
 from coreml_quantizer.config import read_linear_quantizer_config
+from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.inlining import inline_contexts
 from coreml_quantizer.insertion import insert_observers
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
-from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.rules import rules
 from coreml_quantizer.sharing import Place
 from coreml_quantizer.values import evaluate
@@ -83,7 +83,7 @@ class CoreMLQuantizer(Quantizer):
         training.refuse(model, edge_or_node_to_obs_or_fq)
         training.refuse_training_mode(model)
         assert placement is not None, "torchao calls annotate first"
-        round_constants_to_half(model, placement.weights)
+        round_constants_to_half(model, placement.weights, rules)
         _watch_weights(model, edge_or_node_to_obs_or_fq, placement.weights)
         insert_observers(model, edge_or_node_to_obs_or_fq, placement.sources)
         edge_or_node_to_obs_or_fq.clear()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from coreml_quantizer import QuantizerError, QuantizerWarning
 from coreml_quantizer.decisions import Decision, decisions_of
 
-from .graphs import WEIGHT_ONLY, prepare, quantize
+from .graphs import WEIGHT_ONLY, calls, prepare, quantize
 
 ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
 
@@ -90,3 +90,30 @@ def test_a_model_in_float64_is_warned_of() -> None:
         prepared = prepare(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)).double(), (ROWS[0].double(),))
     assert {decision.outcome for decision in decisions_of(prepared)} == {"float"}
     assert "float64" in decisions_of(prepared)[0].reason
+
+
+MIN_MAX = {"global_config": {}, "module_name_configs": {"b": {"activation_observer": "min_max"}}}
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.c(self.b(x))
+
+
+def test_two_readers_of_a_float_value_each_keep_their_estimator() -> None:
+    prepared = prepare(Two(), ROWS, MIN_MAX)
+    for peak in (2.0, 8.0):
+        prepared(torch.full((4, 6), peak))
+    first, second = (node.args[0] for node in calls(prepared, torch.ops.aten.linear)[:2])
+    assert float(prepared.get_submodule(str(first.target)).max_val) == pytest.approx(2.06)
+    assert float(prepared.get_submodule(str(second.target)).max_val) == 8.0
+
+
+def test_a_reader_whose_settings_give_way_to_those_of_the_producer_says_so() -> None:
+    found = {decision.module: decision for decision in decisions_of(prepare(Two(), ROWS, MIN_MAX))}
+    assert found["c"].outcome == "quantized"
+    assert found["c"].reason.startswith("it reads linear_1 with the parameters of the producer")
