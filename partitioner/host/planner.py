@@ -12,6 +12,7 @@ import torch
 
 from partitioner.host.dtypes import STRING
 from partitioner.host.errors import ExecutionError, HostError, ProgramFormatError, UnsupportedMilOpError
+from partitioner.host.folding import block_reads, fold_quantization, step_reads
 from partitioner.host.plan import Argument, BlockPlan, Finish, Plan, Step
 from partitioner.host.policy import Policy
 from partitioner.host.program import Binding, Block, Constant, Function, Op, Ref
@@ -35,14 +36,21 @@ def check_supported(functions: Iterable[Function], registry: OpRegistry = OPS) -
         raise UnsupportedMilOpError(missing)
 
 
-def make_plan(function: Function, policy: Policy, registry: OpRegistry = OPS) -> Plan:
+def make_plan(function: Function, policy: Policy, registry: OpRegistry = OPS, *, fold: bool = True) -> Plan:
     """Plan a function under a precision policy.
+
+    Args:
+        function: The function.
+        policy: Precision policy.
+        registry: Definitions of the operations.
+        fold: Whether operations may be joined into one step with the same bits; without it, every operation that
+            depends on inputs is a step.
 
     Raises:
         ExecutionError: An operation on constants failed.
         ProgramFormatError: An operation lacks a parameter or has one that is not known.
     """
-    planner = _Planner(function, policy, registry)
+    planner = _Planner(function, policy, registry, fold)
     parameters = {value.name: planner.slot(value.name) for value in function.parameters}
     body = planner.plan_block(function.body)
     outputs = dict(zip(function.body.outputs, body.outputs, strict=True))
@@ -54,6 +62,7 @@ class _Planner:
     function: Function
     policy: Policy
     registry: OpRegistry
+    fold: bool
     _slots: dict[str, int] = field(default_factory=dict)
     _constants: dict[int, Any] = field(default_factory=dict)
     _size: int = 0
@@ -64,7 +73,7 @@ class _Planner:
         return self._slots[name]
 
     def template(self, body: BlockPlan) -> tuple[Any, ...]:
-        used = set(_read_slots(body))
+        used = set(block_reads(body))
         return tuple(self._constants.get(slot) if slot in used else None for slot in range(self._size))
 
     def plan_block(self, block: Block) -> BlockPlan:
@@ -75,6 +84,8 @@ class _Planner:
         # Constants stay: a loop's body reads them again in its next iteration.
         local = set(range(self._size)) - set(visible.values()) - self._constants.keys()
         self._slots = visible
+        if self.fold:
+            steps = fold_quantization(steps, outputs)
         return BlockPlan(inputs, _with_frees(steps, local - set(outputs)), outputs)
 
     def _plan_op(self, op: Op) -> list[Step]:
@@ -187,25 +198,12 @@ def _convert(op: Op, param: Param, values: list[Any]) -> Any:
         raise ProgramFormatError(f"{op.type} {op.name!r}: parameter {param.name!r}: {error}") from None
 
 
-def _read_slots(block: BlockPlan) -> Iterable[int]:
-    yield from block.outputs
-    for step in block.steps:
-        yield from _step_reads(step)
-
-
-def _step_reads(step: Step) -> Iterable[int]:
-    for argument in step.arguments:
-        yield from argument.slots
-    for block in step.blocks:
-        yield from _read_slots(block)
-
-
 def _with_frees(steps: Sequence[Step], local: set[int]) -> tuple[Step, ...]:
     """Give every step the slots of this block that are last touched by it."""
     pending = set(local)
     planned: list[Step] = []
     for step in reversed(steps):
-        touched = {*_step_reads(step), *step.outputs} & pending
+        touched = {*step_reads(step), *step.outputs} & pending
         pending -= touched
         planned.append(replace(step, frees=tuple(sorted(touched))))
     return tuple(reversed(planned))

@@ -1,29 +1,43 @@
 """Pytest plugin: ``pytest -p partitioner.host.pytest_plugin`` runs ``MLModel.predict`` on this machine.
 
-It also lets coremltools' own test helpers, which compare numbers on macOS only, compare them here.
+Core ML Tools is told that it runs on macOS, before any test is imported: its test helpers then compare numbers, and
+tests that are skipped below a version of macOS run.
 """
 
-from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from partitioner.host.patching import patch_coremltools
+from partitioner.host.policy import FLOAT32, get_policy
 
 _MACOS_VERSION = (26, 0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that chooses the precision policy."""
-    parser.addoption("--coreml-policy", default="float32", help="precision policy of predictions on this machine")
+    parser.addoption("--coreml-policy", default=FLOAT32.name, help="precision policy of predictions on this machine")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def coreml_on_host(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Predict with the host runtime for the whole session."""
-    from coremltools.converters.mil import testing_utils
+def pytest_configure(config: pytest.Config) -> None:
+    """Predict with the host runtime until the run ends.
+
+    Raises:
+        pytest.UsageError: The policy is unknown.
+    """
+    from coremltools import _deps
     from coremltools.models import utils
 
-    with pytest.MonkeyPatch.context() as patch, patch_coremltools(request.config.getoption("--coreml-policy")):
-        patch.setattr(testing_utils, "_IS_MACOS", True)
+    try:
+        policy = get_policy(config.getoption("--coreml-policy"))
+    except ValueError as error:
+        raise pytest.UsageError(f"--coreml-policy: {error}") from None
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(_deps, "_IS_MACOS", True)
         patch.setattr(utils, "_macos_version", lambda: _MACOS_VERSION)
-        yield
+        stack.enter_context(patch_coremltools(policy))
+        # Helpers that were imported before have copied the flag.
+        for name in ("coremltools.converters.mil.testing_utils",):
+            patch.setattr(f"{name}._IS_MACOS", True)
+        config.add_cleanup(stack.pop_all().close)
