@@ -1,6 +1,7 @@
 """A user script for ExecuTorch's Core ML backend of which only the import lines are changed to ours.
 
-Run as a script with "static" or "weight-only" and the path to write the program to.
+Run as a script with "static" or "weight-only", the path to write the program to, and a path for the sample with what
+the quantized model makes of it.
 """
 
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import coremltools as ct
 import torch
 from executorch.exir import to_edge_transform_and_lower
+from models import settle
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
@@ -17,8 +19,9 @@ from partitioner import CoreMLBackend, CoreMLPartitioner
 
 activation_dtype = {"static": torch.quint8, "weight-only": torch.float32}[sys.argv[1]]
 torch.manual_seed(0)
-model = MobileNetV2ForImageClassification(MobileNetV2Config(depth_multiplier=0.35, image_size=96, num_labels=10)).eval()
+model = MobileNetV2ForImageClassification(MobileNetV2Config(depth_multiplier=0.35, image_size=96, num_labels=10))
 example = (torch.randn(1, 3, 96, 96),)
+settle(model, example)
 
 config = ct.optimize.torch.quantization.LinearQuantizerConfig(
     global_config=ct.optimize.torch.quantization.ModuleLinearQuantizerConfig(
@@ -42,3 +45,4 @@ program = to_edge_transform_and_lower(
     ],
 ).to_executorch()
 Path(sys.argv[2]).write_bytes(program.buffer)
+torch.save((*example, quantized(*example).logits.detach()), sys.argv[3])

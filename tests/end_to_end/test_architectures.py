@@ -1,8 +1,12 @@
 """Real architectures, quantized, lowered and run: the `.pte` agrees with the converted graph."""
 
+from typing import Any
+
 import pytest
 import torch
 from models import build, signal_to_noise
+
+from torch import Tensor
 
 from partitioner import host
 
@@ -13,6 +17,9 @@ FLOAT32 = 50.0
 
 STORAGE16 = 30.0
 """Decibels under `storage16`: rounding to float16 moves some values across a quantization step."""
+
+TWO_ROUNDINGS = 1.5
+"""Decibels between two ways to round to float16: a program rounds at its own operations, not at the graph's nodes."""
 
 SHALLOW = [
     ("mobilenet_v3", W8),
@@ -51,12 +58,21 @@ def test_one_delegate_that_agrees_with_the_converted_graph(name: str, config: ob
         assert signal_to_noise(expected, result) >= bound, policy
 
 
-@pytest.mark.parametrize(("name", "config"), AMPLIFYING, ids=name_of)
-def test_noisy_random_networks_agree_as_far_as_their_own_noise_lets_them(name: str, config: object) -> None:
-    """With random weights these are far from their float models once quantized, and float16 rounding is noise as well.
+class HalfRounding(torch.fx.Interpreter):
+    """Runs a graph in PyTorch with every value rounded to float16, as a program declares them; no Core ML involved."""
 
-    Rounding before a quantizer flips values by one step, which is quantization noise once more: the result may be as
-    far from the converted graph as that is from the float model, plus 3 dB for two independent such errors.
+    def run_node(self, node: torch.fx.Node) -> Any:
+        value = super().run_node(node)
+        return value.half().float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@pytest.mark.parametrize(("name", "config"), AMPLIFYING, ids=name_of)
+def test_networks_that_amplify_rounding_agree_as_far_as_pytorch_agrees_with_itself(name: str, config: object) -> None:
+    """Rounding the input alone to float16, in PyTorch, moves these outputs by as much as quantization itself does.
+
+    A value next to a rounding boundary of a quantizer moves by a whole step, and with random weights a hundred
+    quantizers in a row amplify that. What can be asked of the program is that it is no further from the converted
+    graph than this graph, evaluated in PyTorch with float16 values, is from itself.
     """
     model, inputs = build(name)
     lowered = lower(model, inputs, config)
@@ -64,8 +80,8 @@ def test_noisy_random_networks_agree_as_far_as_their_own_noise_lets_them(name: s
     assert not lowered.left_over
     with torch.no_grad():
         expected = lowered.converted(*inputs)
-        own_noise = signal_to_noise(model(*inputs), expected)
+        half = signal_to_noise(expected, HalfRounding(lowered.converted).run(*inputs))
     (exact,) = host.run(lowered.pte, *inputs, policy="float32")
     assert signal_to_noise(expected, exact) >= FLOAT32
     (rounded,) = host.run(lowered.pte, *inputs, policy="storage16")
-    assert signal_to_noise(expected, rounded) >= min(STORAGE16, own_noise - 3.0)
+    assert signal_to_noise(expected, rounded) >= min(STORAGE16, half - TWO_ROUNDINGS)
