@@ -84,11 +84,10 @@ def to_program(feature: Feature, given: Any, policy: Policy) -> torch.Tensor:
 
 
 def default_input(feature: Feature) -> torch.Tensor:
-    """The value of an optional input that was left out."""
-    if feature.dtype is None or feature.shape is None or any(size is None for size in feature.shape):
+    """The value of an optional input that was left out, in its default shape."""
+    if feature.dtype is None or feature.default_shape is None:
         raise InputError(f"input {feature.name!r} was left out and has no default: its shape is flexible")
-    shape = tuple(size for size in feature.shape if size is not None)
-    return torch.full(shape, feature.default, dtype=feature.dtype.compute)
+    return torch.full(feature.default_shape, feature.default, dtype=feature.dtype.compute)
 
 
 def to_caller(feature: Feature, value: Any, owned: frozenset[int]) -> Any:
@@ -127,30 +126,36 @@ def _checked_shape(feature: Feature, tensor: torch.Tensor) -> torch.Tensor:
     shape = tuple(tensor.shape)
     expected = feature.shape
     if feature.shapes and shape not in feature.shapes:
-        raise InputError(f"input {feature.name!r}: got shape {shape}, expected one of {list(feature.shapes)}")
+        raise InputError(
+            f"input {feature.name!r}: MultiArray Shape ({' x '.join(map(str, shape))}) was not in enumerated set of "
+            f"allowed shapes {list(feature.shapes)}"
+        )
     if expected is None:
         return tensor
     # Core ML has no rank-0 arrays: a scalar travels as one element.
     if len(expected) <= 1 and len(shape) <= 1 and math.prod(shape) == 1 and expected in ((), (1,)):
         return tensor.reshape(expected)
-    limits = _upper_bounds(feature, expected)
-    if len(shape) != len(expected) or not all(
-        got == want if want is not None else limit is None or got <= limit
-        for got, want, limit in zip(shape, expected, limits, strict=True)
-    ):
-        text = ", ".join(
-            str(want) if want is not None else "any" if limit is None else f"up to {limit}"
-            for want, limit in zip(expected, limits, strict=True)
-        )
-        raise InputError(f"input {feature.name!r}: got shape {shape}, expected ({text})")
+    limits = _limits(feature, expected)
+    problems = [
+        f"Size ({got}) of dimension ({axis}) is not in allowed range ({_bounds(low, high)})"
+        for axis, (got, (low, high)) in enumerate(zip(shape, limits, strict=False))
+        if got < low or (high is not None and got > high)
+    ]
+    if len(shape) != len(expected) or problems:
+        allowed = ", ".join(_bounds(low, high) for low, high in limits)
+        details = f": {'; '.join(problems)}" if problems and len(shape) == len(expected) else ""
+        raise InputError(f"input {feature.name!r}: got shape {shape}, expected ({allowed}){details}")
     return tensor
 
 
-def _upper_bounds(feature: Feature, expected: tuple[int | None, ...]) -> list[int | None]:
-    """Largest sizes. Lower bounds are let go: torch.export turns a lower bound of 1 into 2 on the way to Core ML."""
-    if len(feature.ranges) != len(expected):
-        return [None] * len(expected)
-    return [high for _, high in feature.ranges]
+def _limits(feature: Feature, expected: tuple[int | None, ...]) -> list[tuple[int, int | None]]:
+    """Smallest and largest size of each dimension."""
+    ranges = feature.ranges if len(feature.ranges) == len(expected) else ((0, None),) * len(expected)
+    return [bounds if size is None else (size, size) for size, bounds in zip(expected, ranges, strict=True)]
+
+
+def _bounds(low: int, high: int | None) -> str:
+    return str(low) if low == high else f"{low}..{'' if high is None else high}"
 
 
 def _checked_dtype(feature: Feature, tensor: torch.Tensor, dtype: DType) -> torch.Tensor:

@@ -29,16 +29,22 @@ class UnsupportedMilOpError(HostError):
         )
 
 
-class InputError(HostError):
-    """An input is missing, unknown, or has the wrong shape or data type."""
+class InputError(HostError, RuntimeError, ValueError):
+    """An input is missing, unknown, or has the wrong shape or data type; or there is no such function or method.
+
+    Also a `RuntimeError`, which ``MLModel.predict`` raises for these on macOS, and a `ValueError`.
+    """
 
 
 class PolicyError(HostError, ValueError):
     """There is no such precision policy."""
 
 
-class ExecutionError(HostError):
-    """An operation failed while a program was running."""
+class ExecutionError(HostError, RuntimeError):
+    """An operation failed while a program was running.
+
+    Also a `RuntimeError`, which ``MLModel.predict`` raises for these on macOS.
+    """
 
 
 class DelegateUnavailableError(HostError):

@@ -11,6 +11,7 @@ from partitioner.host.value_types import StateType, TensorType, ValueType
 # `ArrayFeatureType.ArrayDataType` and `ImageFeatureType.ColorSpace` in FeatureTypes.proto.
 _ARRAY_DTYPES = {65568: "fp32", 65600: "fp64", 131104: "int32", 131080: "int8", 65552: "fp16"}
 _COLOR_SPACES = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
+_CHANNELS = {"GRAYSCALE": 1, "GRAYSCALE_FLOAT16": 1, "RGB": 3, "BGR": 3}
 _SIMPLE_KINDS = {
     "int64Type": "int64",
     "doubleType": "double",
@@ -54,17 +55,16 @@ def _read_feature(message: Any, where: str, declared: ValueType) -> Feature:
 def _read_array(message: Any, place: str, declared: ValueType) -> Feature:
     array = message.type.multiArrayType
     shape = declared.shape if isinstance(declared, TensorType) else None
+    fixed = declared.fixed_shape() if isinstance(declared, TensorType) else None
     enumerated = tuple(tuple(int(size) for size in entry.shape) for entry in array.enumeratedShapes.shapes)
-    ranges = tuple(
-        (int(size.lowerBound), None if size.upperBound < 0 else int(size.upperBound))
-        for size in array.shapeRange.sizeRanges
-    )
+    ranges = tuple(_range(size) for size in array.shapeRange.sizeRanges)
     default = array.WhichOneof("defaultOptionalValue")
     return Feature(
         message.name,
         "tensor",
         _array_dtype(array.dataType, place),
         shape,
+        default_shape=tuple(int(size) for size in array.shape) or None if fixed is None else fixed,
         shapes=enumerated,
         ranges=ranges,
         optional=message.type.isOptional,
@@ -79,13 +79,28 @@ def _read_image(message: Any, place: str, declared: ValueType) -> Feature:
     if not isinstance(declared, TensorType):
         raise ProgramFormatError(f"{place}: an image needs a tensor, the program has {declared}")
     color = _COLOR_SPACES[image.colorSpace]
-    return Feature(message.name, "image", declared.dtype, declared.shape, color=color)
+    lead = (1, _CHANNELS[color])
+    flexible = image.imageSizeRange
+    ranged = image.WhichOneof("SizeFlexibility") == "imageSizeRange"
+    ranges = (*((size, size) for size in lead), _range(flexible.heightRange), _range(flexible.widthRange))
+    return Feature(
+        message.name,
+        "image",
+        declared.dtype,
+        declared.shape,
+        default_shape=declared.fixed_shape() or (*lead, int(image.height), int(image.width)),
+        shapes=tuple((*lead, int(size.height), int(size.width)) for size in image.enumeratedSizes.sizes),
+        ranges=ranges if ranged else (),
+        optional=message.type.isOptional,
+        color=color,
+    )
 
 
 def _read_state(message: Any, place: str, declared: ValueType) -> Feature:
     if not isinstance(declared, StateType):
         raise ProgramFormatError(f"{place}: described as a state, the program has {declared}")
-    return Feature(message.name, "state", declared.wrapped.dtype, declared.wrapped.shape)
+    wrapped = declared.wrapped
+    return Feature(message.name, "state", wrapped.dtype, wrapped.shape, default_shape=wrapped.fixed_shape())
 
 
 _ARRAY_READERS: dict[str | None, Callable[[Any, str, ValueType], Feature]] = {
@@ -93,6 +108,10 @@ _ARRAY_READERS: dict[str | None, Callable[[Any, str, ValueType], Feature]] = {
     "imageType": _read_image,
     "stateType": _read_state,
 }
+
+
+def _range(message: Any) -> tuple[int, int | None]:
+    return int(message.lowerBound), None if message.upperBound < 0 else int(message.upperBound)
 
 
 def _array_dtype(code: int, place: str) -> DType:

@@ -106,7 +106,7 @@ class Program:
             function: Function whose states to make; the default one when None.
 
         Raises:
-            ValueError: There is no such function.
+            InputError: There is no such function.
         """
         return {feature.name: State(default_input(feature)) for feature in self._function(function).states}
 
@@ -211,7 +211,7 @@ class Program:
     def _function(self, name: str | None) -> Function:
         chosen = self._program.default_function if name is None else name
         if chosen not in self._program.functions:
-            raise ValueError(f"the program has no function {chosen!r}; it has {list(self.functions)}")
+            raise InputError(f"the program has no function {chosen!r}; pass function= one of {list(self.functions)}")
         return self._program.functions[chosen]
 
     def __repr__(self) -> str:

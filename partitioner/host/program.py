@@ -105,7 +105,8 @@ class Feature:
         name: Name of the value in the program.
         kind: ``"tensor"``, ``"image"``, ``"dictionary"``, ``"string"``, ``"int64"``, ``"double"`` or ``"state"``.
         dtype: Element type of tensors and states, else None.
-        shape: Default shape of tensors (None where it is flexible), or None when the rank is unknown.
+        shape: Shape of tensors (None where it is flexible), or None when the rank is unknown.
+        default_shape: Shape of an input that is left out, and of a state; None when the model names none.
         shapes: The allowed shapes when they are enumerated, else empty.
         ranges: Smallest and largest size of each dimension when ranges are given (None: unbounded), else empty.
         optional: Whether an input may be left out.
@@ -117,6 +118,7 @@ class Feature:
     kind: str
     dtype: DType | None
     shape: tuple[int | None, ...] | None
+    default_shape: tuple[int, ...] | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
     ranges: tuple[tuple[int, int | None], ...] = ()
     optional: bool = False

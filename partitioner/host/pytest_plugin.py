@@ -26,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.UsageError: The policy is unknown.
     """
     from coremltools import _deps
+    from coremltools.converters.mil import testing_utils
     from coremltools.models import utils
 
     try:
@@ -35,9 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(_deps, "_IS_MACOS", True)
+        patch.setattr(utils, "_is_macos", lambda: True)
         patch.setattr(utils, "_macos_version", lambda: _MACOS_VERSION)
         stack.enter_context(patch_coremltools(policy))
-        # Helpers that were imported before have copied the flag.
-        for name in ("coremltools.converters.mil.testing_utils",):
-            patch.setattr(f"{name}._IS_MACOS", True)
+        # Imported with Core ML Tools itself, so it has copied the flag.
+        patch.setattr(testing_utils, "_IS_MACOS", True)
         config.add_cleanup(stack.pop_all().close)

@@ -127,7 +127,7 @@ def scalar_output() -> Case:
 @cache
 def dynamic() -> Case:
     torch.manual_seed(5)
-    return _lower({"forward": Scaled(2.0)}, (torch.randn(3, 5),), dynamic_shapes=({0: Dim("rows", min=1, max=8)},))
+    return _lower({"forward": Scaled(2.0)}, (torch.randn(3, 5),), dynamic_shapes=({0: Dim("rows", min=2, max=8)},))
 
 
 @cache

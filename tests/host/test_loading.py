@@ -140,7 +140,7 @@ def test_wrong_positional_inputs_are_named(package):
     program = host.load(package)
     with pytest.raises(host.InputError, match=r"got 0 inputs, expected 1 in the order \['x'\]"):
         program.run([])
-    with pytest.raises(ValueError, match="no function 'f'"):
+    with pytest.raises(host.InputError, match=r"no function 'f'; pass function= one of \['main'\]"):
         program.run([torch.from_numpy(X)], function="f")
 
 
@@ -158,8 +158,29 @@ def test_flexible_shapes_are_checked_against_their_ranges():
     for rows in (2, 4):
         x = np.ones((rows, 8), np.float32)
         assert loaded.predict({"x": x})["y"].shape == (rows, 4)
-    with pytest.raises(host.InputError, match=r"got shape \(5, 8\), expected \(up to 4, 8\)"):
-        loaded.predict({"x": np.ones((5, 8), np.float32)})
+    for rows in (1, 5):
+        message = (
+            rf"got shape \({rows}, 8\), expected \(2..4, 8\): Size \({rows}\) of dimension \(0\) is not in allowed"
+        )
+        with pytest.raises(host.InputError, match=message):
+            loaded.predict({"x": np.ones((rows, 8), np.float32)})
+
+
+def test_enumerated_shapes_are_the_only_ones():
+    shapes = ct.EnumeratedShapes([(2, 8), (6, 8)], default=(6, 8))
+    model = ct.convert(
+        _flexible((get_new_symbol(), 8)),
+        inputs=[ct.TensorType("x", shape=shapes)],
+        minimum_deployment_target=ct.target.iOS16,
+        compute_precision=ct.precision.FLOAT32,
+        skip_model_load=True,
+    )
+    loaded = host.load(model)
+    assert loaded.inputs[0].default_shape == (6, 8)
+    for rows in (2, 6):
+        assert loaded.predict({"x": np.ones((rows, 8), np.float32)})["y"].shape == (rows, 4)
+    with pytest.raises(host.InputError, match=r"Shape \(4 x 8\) was not in enumerated set of allowed shapes \[\("):
+        loaded.predict({"x": np.ones((4, 8), np.float32)})
 
 
 def test_optional_inputs_take_their_default():

@@ -90,7 +90,7 @@ def test_path_and_buffers_are_accepted(tmp_path):
 
 def test_smaller_dynamic_shapes_give_smaller_outputs():
     case = programs.dynamic()
-    for rows in (1, 3, 8):
+    for rows in (2, 3, 8):
         x = torch.linspace(-1, 1, rows * 5).reshape(rows, 5)
         assert_same(host.run(case.pte, x), [x * 2])
 
