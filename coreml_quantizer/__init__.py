@@ -1,5 +1,14 @@
 """Quantization for ExecuTorch's Core ML backend: decides what each tensor of an exported graph becomes."""
 
+from coreml_quantizer import presets
+from coreml_quantizer.config import (
+    ActivationConfig,
+    EstimatorConfig,
+    LayerConfig,
+    QuantizerConfig,
+    Skip,
+    WeightConfig,
+)
 from coreml_quantizer.errors import (
     CalibrationError,
     ConfigError,
@@ -12,16 +21,23 @@ from coreml_quantizer.quantizer import CoreMLQuantizer
 from coreml_quantizer.rules import OpRule, OutputRange, Treatment, WeightRole, rules
 
 __all__ = [
+    "ActivationConfig",
     "CalibrationError",
     "ConfigError",
     "CoreMLQuantizer",
+    "EstimatorConfig",
+    "LayerConfig",
     "OpRule",
     "OutputRange",
+    "QuantizerConfig",
     "QuantizerError",
     "QuantizerWarning",
     "RuleError",
     "ScopeError",
+    "Skip",
     "Treatment",
+    "WeightConfig",
     "WeightRole",
+    "presets",
     "rules",
 ]

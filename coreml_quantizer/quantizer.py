@@ -6,9 +6,9 @@ import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.quantizer import Quantizer
 
-from coreml_quantizer import training
+from coreml_quantizer import presets, training
 from coreml_quantizer.annotator import Placement, annotate
-from coreml_quantizer.config import read_linear_quantizer_config
+from coreml_quantizer.config import read_config
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.inlining import inline_contexts
@@ -41,15 +41,16 @@ class CoreMLQuantizer(Quantizer):
         """Reads and checks the configuration.
 
         Args:
-            config: A `coremltools.optimize.torch.quantization.LinearQuantizerConfig`, a dict of its fields, or None
-                for symmetric W8A8: int8 weights per channel, uint8 activations per tensor.
+            config: A `QuantizerConfig`, a `coremltools.optimize.torch.quantization.LinearQuantizerConfig`, a dict of
+                the fields of either, the name of a preset such as "w4_block32", or None for the preset "w8a8".
 
         Raises:
             ConfigError: The configuration cannot be honoured; the message lists every reason.
         """
         super().__init__()
         self.config = config
-        self._policy = read_linear_quantizer_config(config)
+        preset = "w8a8" if config is None else config
+        self._policy = read_config(presets.named(preset) if isinstance(preset, str) else preset)
         self._placement: Placement | None = None
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:

@@ -1,4 +1,4 @@
-"""Values that eight bits would ruin: what goes into softmax, a root, a logarithm, a sine, or an index."""
+"""Values that eight bits would ruin: what goes into softmax, a norm, a root, a logarithm, a sine, or an index."""
 
 import operator
 
@@ -14,10 +14,12 @@ _SENSITIVE = frozenset(
         aten.softmax, aten._softmax, aten.log_softmax, aten.rsqrt, aten.sqrt, aten.reciprocal, aten.log, aten.log2,
         aten.log1p, aten.exp, aten.expm1, aten.exp2, aten.sin, aten.cos, aten.tan, aten.floor, aten.ceil, aten.round,
         aten.trunc, aten.frac, aten.remainder, aten.fmod, aten.pow, aten.argmax, aten.argmin, aten.topk, aten.sort,
-        aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.erf,
+        aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.erf, aten.layer_norm, aten.native_layer_norm,
+        aten.rms_norm, aten.group_norm, aten.instance_norm,
     }
 )  # fmt: skip
-"""Functions that are steep, periodic, or decide by the smallest difference."""
+"""Functions that are steep, periodic, or decide by the smallest difference, and norms, which stretch what a few large
+values have left of the rest: sums before the norms of a transformer are where eight bits cost most."""
 
 _PASSING = frozenset(
     {

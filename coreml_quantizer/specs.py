@@ -42,6 +42,40 @@ INT4 = IntegerStorage("int4", torch.int8, -8, 7, 0)
 UINT4 = IntegerStorage("uint4", torch.uint8, 0, 15, 7)
 
 
+@dataclass(frozen=True)
+class LookupTable(_Value):
+    """A weight stored as indices into a table of `2**bits` float16 values: palettization.
+
+    Attributes:
+        bits: 1, 2, 3, 4, 6 or 8, which are what Core ML stores.
+    """
+
+    bits: int
+
+    @property
+    def name(self) -> str:
+        """What configurations call it."""
+        return f"lut{self.bits}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Carries the indices."""
+        return torch.uint8
+
+    @property
+    def quant_min(self) -> int:
+        """Smallest index."""
+        return 0
+
+    @property
+    def quant_max(self) -> int:
+        """Largest index."""
+        return 2**self.bits - 1
+
+
+Storage = IntegerStorage | LookupTable
+
+
 class Scheme(Enum):
     """Where the zero point may lie."""
 
@@ -61,7 +95,29 @@ class PerChannel(_Value):
     axis: int = 0
 
 
-Granularity = PerTensor | PerChannel
+@dataclass(frozen=True)
+class PerBlock(_Value):
+    """One scale and zero point for each index of the channel axis and each `size` inputs it sums over.
+
+    Where `size` does not divide the number of inputs, the weight is quantized per channel instead.
+    """
+
+    size: int
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class PerChannelGroup(_Value):
+    """One scale and zero point, or one table, for each `size` neighbouring indices of the channel axis.
+
+    Where `size` does not divide the number of channels, the whole tensor is one group.
+    """
+
+    size: int
+    axis: int = 0
+
+
+Granularity = PerTensor | PerChannel | PerBlock | PerChannelGroup
 
 
 @dataclass(frozen=True)
@@ -69,7 +125,7 @@ class RangeEstimator(_Value):
     """How calibration turns observed values into a range.
 
     Attributes:
-        name: A key of `observers.ESTIMATORS`.
+        name: A key of `estimators.ESTIMATORS`.
         arguments: Keyword arguments of that estimator, as sorted pairs so that the spec stays hashable.
     """
 
@@ -81,7 +137,7 @@ class RangeEstimator(_Value):
 class TensorSpec(_Value):
     """How one tensor is quantized."""
 
-    storage: IntegerStorage
+    storage: Storage
     scheme: Scheme = Scheme.SYMMETRIC
     granularity: Granularity = PerTensor()
     estimator: RangeEstimator = RangeEstimator()
@@ -90,7 +146,7 @@ class TensorSpec(_Value):
         """Returns this spec with its channels on `axis`; a per-tensor spec is returned unchanged."""
         if isinstance(self.granularity, PerTensor):
             return self
-        return replace(self, granularity=PerChannel(axis))
+        return replace(self, granularity=replace(self.granularity, axis=axis))
 
     def affine(self) -> "TensorSpec":
         """Returns this spec with the affine scheme."""

@@ -9,8 +9,9 @@ from torchao.quantization.pt2e.quantizer import (
     QuantizationSpecBase,
 )
 
-from coreml_quantizer.estimators import ESTIMATORS, qscheme_of
-from coreml_quantizer.specs import FixedSpec, TensorSpec
+from coreml_quantizer.estimators import ESTIMATORS, RangeObserver, qscheme_of
+from coreml_quantizer.specs import FixedSpec, LookupTable, PerBlock, PerChannelGroup, TensorSpec
+from coreml_quantizer.weights import BlockObserver, PaletteObserver
 
 
 @cache
@@ -26,11 +27,19 @@ def to_torchao(spec: TensorSpec | FixedSpec) -> QuantizationSpecBase:
             quant_max=storage.quant_max,
             qscheme=torch.per_tensor_affine,
         )
-    observer = ESTIMATORS[spec.estimator.name]
+    observer, arguments = _observer_of(spec)
     return QuantizationSpec(
         dtype=storage.dtype,
-        observer_or_fake_quant_ctr=observer.with_args(spec=spec, **dict(spec.estimator.arguments)),
+        observer_or_fake_quant_ctr=observer.with_args(spec=spec, **arguments),
         quant_min=storage.quant_min,
         quant_max=storage.quant_max,
         qscheme=qscheme_of(spec),
     )
+
+
+def _observer_of(spec: TensorSpec) -> tuple[type[RangeObserver], dict[str, float]]:
+    if isinstance(spec.storage, LookupTable):
+        return PaletteObserver, {}
+    if isinstance(spec.granularity, PerBlock | PerChannelGroup):
+        return BlockObserver, {}
+    return ESTIMATORS[spec.estimator.name], dict(spec.estimator.arguments)

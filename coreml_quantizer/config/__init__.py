@@ -1,6 +1,39 @@
 """Configurations: each kind is read once into a `QuantizationPolicy`."""
 
+import dataclasses
+from collections.abc import Mapping
+
+from coreml_quantizer.config.layers import ActivationConfig, EstimatorConfig, LayerConfig, WeightConfig
 from coreml_quantizer.config.linear import read_linear_quantizer_config
 from coreml_quantizer.config.policy import QuantizationPolicy
+from coreml_quantizer.config.quantizer import QuantizerConfig, Skip
+from coreml_quantizer.config.reading import read_quantizer_config
 
-__all__ = ["QuantizationPolicy", "read_linear_quantizer_config"]
+__all__ = [
+    "ActivationConfig",
+    "EstimatorConfig",
+    "LayerConfig",
+    "QuantizationPolicy",
+    "QuantizerConfig",
+    "Skip",
+    "WeightConfig",
+    "read_config",
+]
+
+_OWN_FIELDS = frozenset(field.name for field in dataclasses.fields(QuantizerConfig))
+
+
+def read_config(config: object) -> QuantizationPolicy:
+    """Reads and checks a configuration of any kind.
+
+    Args:
+        config: A `QuantizerConfig`, a coremltools `LinearQuantizerConfig`, or a dict of the fields of either.
+
+    Raises:
+        ConfigError: It is none of these, or cannot be honoured; the message lists every reason.
+    """
+    if isinstance(config, Mapping) and not _OWN_FIELDS.isdisjoint(config):
+        config = QuantizerConfig.from_dict(config)
+    return (
+        read_quantizer_config(config) if isinstance(config, QuantizerConfig) else read_linear_quantizer_config(config)
+    )

@@ -1,15 +1,16 @@
 """Reads coremltools' `LinearQuantizerConfig` into a `QuantizationPolicy`."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from coremltools.optimize.torch.quantization import LinearQuantizerConfig, ModuleLinearQuantizerConfig
+from coremltools.optimize.torch.quantization import LinearQuantizerConfig
 
 from coreml_quantizer.config.fields import problems_of
-from coreml_quantizer.config.policy import QuantizationPolicy
+from coreml_quantizer.config.keys import function_key, type_key
+from coreml_quantizer.config.policy import QuantizationPolicy, Scopes
 from coreml_quantizer.errors import ConfigError, QuantizerWarning
 from coreml_quantizer.specs import (
     INT4,
@@ -52,8 +53,7 @@ def read_linear_quantizer_config(config: object) -> QuantizationPolicy:
     """Reads and checks a whole `LinearQuantizerConfig`.
 
     Args:
-        config: A `LinearQuantizerConfig`, a dict that `LinearQuantizerConfig.from_dict` takes, or None for the
-            default: symmetric W8A8, int8 weights per channel, uint8 activations per tensor.
+        config: A `LinearQuantizerConfig`, or a dict that `LinearQuantizerConfig.from_dict` takes.
 
     Raises:
         ConfigError: Not such a configuration, or fields whose values cannot be honoured; all of them are listed.
@@ -63,11 +63,11 @@ def read_linear_quantizer_config(config: object) -> QuantizationPolicy:
     by_type: dict[str, OpSpec | None] = {}
     by_op: dict[str, OpSpec | None] = {}
     for key, module in linear.module_type_configs.items():
-        op = _op_name(key)
+        op = function_key(key)
         if op is not None:
             by_op[op] = _op_spec(module)
         else:
-            by_type[_type_name(key)] = _op_spec(module)
+            by_type[type_key(key)] = _op_spec(module)
     if problems:
         raise ConfigError("The configuration cannot be honoured:\n  " + "\n  ".join(problems))
     for name in _NO_EFFECT:
@@ -76,15 +76,16 @@ def read_linear_quantizer_config(config: object) -> QuantizationPolicy:
             warnings.warn(message, QuantizerWarning, stacklevel=4)
     return QuantizationPolicy(
         default=_op_spec(linear.global_config),
-        by_name={name: _op_spec(module) for name, module in linear.module_name_configs.items()},
-        by_type=by_type,
-        by_op=by_op,
+        scopes=Scopes(
+            by_name={name: _op_spec(module) for name, module in linear.module_name_configs.items()},
+            by_type=by_type,
+            by_op=by_op,
+        ),
+        fields=("module_name_configs", "", "module_type_configs", "module_type_configs"),
     )
 
 
 def _as_linear_config(config: object) -> LinearQuantizerConfig:
-    if config is None:
-        return LinearQuantizerConfig(global_config=ModuleLinearQuantizerConfig())
     if isinstance(config, LinearQuantizerConfig):
         return config
     if isinstance(config, dict):
@@ -99,7 +100,8 @@ def _as_linear_config(config: object) -> LinearQuantizerConfig:
             raise ConfigError(f"The dict is not a LinearQuantizerConfig: {reasons}") from error
     kind = f"{type(config).__module__}.{type(config).__qualname__}"
     raise ConfigError(
-        f"CoreMLQuantizer takes a coremltools LinearQuantizerConfig, a dict of its fields, or None, not {kind}. "
+        "CoreMLQuantizer takes a QuantizerConfig, a coremltools LinearQuantizerConfig, a dict of the fields of either, "
+        f"the name of a preset, or None, not {kind}. "
         "Core ML has static and weight-only quantization, no dynamic quantization: use "
         "LinearQuantizerConfig(global_config=ModuleLinearQuantizerConfig(...)) with activation_dtype=torch.quint8 "
         "(static) or torch.float32 (weight-only)."
@@ -118,7 +120,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def _modules(config: LinearQuantizerConfig) -> Iterator[tuple[str, Any]]:
     yield "global_config", config.global_config
     for key, module in config.module_type_configs.items():
-        yield f"module_type_configs[{_type_name(key)!r}]", module
+        yield f"module_type_configs[{type_key(key)!r}]", module
     for name, module in config.module_name_configs.items():
         yield f"module_name_configs[{name!r}]", module
 
@@ -152,18 +154,3 @@ def _op_spec(module: Any) -> OpSpec | None:
     if activation is None and weight is None:
         return None
     return OpSpec(input=activation, weight=weight, output=activation)
-
-
-def _op_name(key: object) -> str | None:
-    """Returns the ATen name of a function such as `torch.add` or `operator.matmul`, None for a class."""
-    if isinstance(key, type) or not callable(key):
-        return None
-    function: Callable[..., Any] = key
-    name = getattr(function, "__name__", "").strip("_")
-    return f"aten.{name}" if name and hasattr(torch.ops.aten, name) else None
-
-
-def _type_name(key: object) -> str:
-    if isinstance(key, type):
-        return f"{key.__module__}.{key.__qualname__}"
-    return str(key) if isinstance(key, str) else getattr(key, "__name__", str(key))

@@ -1,4 +1,4 @@
-"""Which spec an operator gets: module name over module type over operator over global."""
+"""Which spec an operator gets, as every kind of configuration is read into."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,17 +7,42 @@ from coreml_quantizer.specs import OpSpec
 
 
 @dataclass(frozen=True)
-class QuantizationPolicy:
-    """A whole configuration, read and checked. In every mapping `None` means: leave in floating point.
+class Scopes:
+    """Specs by what they hold for; `None` means: leave in floating point.
 
     Attributes:
-        default: Spec of everything that nothing below names.
         by_name: Module path to spec; holds for the module and all inside it, the innermost path wins.
-        by_type: Fully qualified class name to spec; the innermost module of such a class wins.
+        by_pattern: Regular expression for a whole module path to spec; holds likewise, the first match wins.
+        by_type: Class name, full or bare, to spec; the innermost module of such a class wins.
         by_op: Name of an ATen operator, such as "aten.add", to spec; in-place forms go by the same name.
     """
 
-    default: OpSpec | None
     by_name: Mapping[str, OpSpec | None] = field(default_factory=dict)
+    by_pattern: Mapping[str, OpSpec | None] = field(default_factory=dict)
     by_type: Mapping[str, OpSpec | None] = field(default_factory=dict)
     by_op: Mapping[str, OpSpec | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QuantizationPolicy:
+    """A whole configuration, read and checked.
+
+    Attributes:
+        default: Spec of everything that no scope names; `None` leaves it in floating point.
+        scopes: What overrides the default: name over pattern over type over operator.
+        skip: What is in floating point whatever the scopes say.
+        first_layer: "as_configured", "weight_only" or "float", for layers with weights that none precedes.
+        last_layer: The same, for layers with weights that none follows.
+        quantizes_inputs: Whether values that enter the model are quantized where they are read.
+        quantizes_outputs: Whether values that leave the model were quantized.
+        fields: What the configuration calls names, patterns, types and operators, for messages.
+    """
+
+    default: OpSpec | None
+    scopes: Scopes = field(default_factory=Scopes)
+    skip: Scopes = field(default_factory=Scopes)
+    first_layer: str = "as_configured"
+    last_layer: str = "as_configured"
+    quantizes_inputs: bool = True
+    quantizes_outputs: bool = True
+    fields: tuple[str, str, str, str] = ("modules", "patterns", "types", "ops")

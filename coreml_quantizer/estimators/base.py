@@ -12,7 +12,7 @@ from torchao.quantization.pt2e.observer import ObserverBase
 from coreml_quantizer.errors import CalibrationError
 from coreml_quantizer.estimators.arguments import Argument
 from coreml_quantizer.qparams import choose_qparams
-from coreml_quantizer.specs import PerChannel, Scheme, TensorSpec
+from coreml_quantizer.specs import IntegerStorage, PerChannel, Scheme, TensorSpec
 
 State = dict[str, Tensor]
 """What an observer has seen: its buffers by name."""
@@ -72,6 +72,12 @@ class RangeObserver(ObserverBase):
         return bool(self._weight)
 
     @property
+    def storage(self) -> IntegerStorage:
+        """The integer type that the range is for."""
+        assert isinstance(self.spec.storage, IntegerStorage), "a lookup table has no scale"
+        return self.spec.storage
+
+    @property
     def observes(self) -> bool:
         """Whether calibration changes what this observer knows."""
         return self._observes and not self._weight
@@ -121,7 +127,7 @@ class RangeObserver(ObserverBase):
         ranges = [member.estimate() for member in self._members]
         low = torch.stack([low for low, _ in ranges]).amin(0)
         high = torch.stack([high for _, high in ranges]).amax(0)
-        scale, zero_point = choose_qparams(low, high, self.spec.storage, self.spec.scheme)
+        scale, zero_point = choose_qparams(low, high, self.storage, self.spec.scheme)
         return scale.reshape(-1), zero_point.reshape(-1)
 
     def estimate(self) -> tuple[Tensor, Tensor]:

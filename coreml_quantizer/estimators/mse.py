@@ -70,7 +70,7 @@ class MseObserver(RangeObserver):
         self.batches += 1
 
     def _best_factor(self, rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        storage = self.spec.storage
+        storage = self.storage
         errors = []
         for factor in self.factors:
             scale, zero_point = choose_qparams(factor * low, factor * high, storage, self.spec.scheme)

@@ -11,12 +11,14 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from coreml_quantizer import CoreMLQuantizer
 
 QDQ = torch.ops.quantized_decomposed
+SYMMETRIC = {"global_config": {}}
+"""What a LinearQuantizerConfig says when nothing is set."""
 WEIGHT_ONLY = {"global_config": {"activation_dtype": "float32"}}
 
 
 def prepare(model: nn.Module, inputs: tuple[Tensor, ...], config: object = None, strict: bool = False) -> GraphModule:
     exported = torch.export.export(model.eval(), inputs, strict=strict).module()
-    return prepare_pt2e(exported, CoreMLQuantizer(config))
+    return prepare_pt2e(exported, CoreMLQuantizer(SYMMETRIC if config is None else config))
 
 
 def quantize(model: nn.Module, inputs: tuple[Tensor, ...], config: object = None, strict: bool = False) -> GraphModule:

@@ -1,0 +1,248 @@
+"""What a layer's weights and activations become, as a user writes it: the leaves of `QuantizerConfig`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from coreml_quantizer.config import checks
+from coreml_quantizer.config.checks import Check
+from coreml_quantizer.estimators import ESTIMATORS
+
+WEIGHT_DTYPES = ("int8", "uint8", "int4", "uint4", "lut1", "lut2", "lut3", "lut4", "lut6", "lut8")
+"""Integer types, and lookup tables by the bits of an index. Source: Core ML's constexpr operations."""
+
+GRANULARITIES = ("per_tensor", "per_channel", "per_block", "per_channel_group")
+SCHEMES = ("symmetric", "affine")
+
+
+@dataclass(frozen=True)
+class EstimatorConfig:
+    """A range estimator by name, with its arguments.
+
+    Attributes:
+        name: "min_max", "moving_average", "histogram", "percentile", "entropy" or "mse".
+        arguments: What it takes: `momentum` of moving_average, `percentile` of percentile, `steps` and `smallest` of
+            mse. A dict or YAML file gives them beside the name.
+
+    Raises:
+        ConfigError: There is no such estimator or argument, or a value is outside its interval.
+    """
+
+    name: str = "min_max"
+    arguments: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arguments", dict(self.arguments))
+        checks.refuse(_estimator_problems(self.to_dict()))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any] | str) -> "EstimatorConfig":
+        """Reads a name, or a dict of a name and arguments."""
+        given: dict[str, Any] = {"name": fields} if isinstance(fields, str) else dict(fields)
+        checks.refuse(_estimator_problems(given))
+        return cls(given.pop("name", "min_max"), given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `from_dict` reads."""
+        return {"name": self.name, **self.arguments}
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """How weights are stored.
+
+    Attributes:
+        dtype: Integer type, or "lutN" for palettization with N-bit indices. int4, uint4, blocks and tables per channel
+            group need iOS18.
+        scheme: "symmetric" fixes the zero point; meaningless for a table.
+        granularity: What shares one scale or table: "per_tensor", "per_channel", "per_block" or "per_channel_group".
+            Where nothing is said, it follows from `block_size` or `group_size`, and is else "per_channel" for integers
+            and "per_tensor" for tables.
+        block_size: Inputs in a block; only for "per_block".
+        group_size: Channels in a group; only for "per_channel_group".
+        estimator: How the range is found; meaningless for a table.
+
+    Raises:
+        ConfigError: A value is not allowed, or two of them do not go together.
+    """
+
+    dtype: str = "int8"
+    scheme: str = "symmetric"
+    granularity: str | None = None
+    block_size: int | None = None
+    group_size: int | None = None
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+
+    def __post_init__(self) -> None:
+        checks.refuse(_weight_problems(self.to_dict()))
+        object.__setattr__(self, "granularity", _granularity(self.to_dict()))
+        _name_to_estimator(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "WeightConfig":
+        """Reads a dict of the attributes above; what is left out has its default."""
+        checks.refuse(_weight_problems(fields))
+        return cls(**_with_estimator(fields, "min_max"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `from_dict` reads."""
+        return _to_dict(self)
+
+
+@dataclass(frozen=True)
+class ActivationConfig:
+    """How activations are quantized: uint8 per tensor, the only form that Core ML computes with.
+
+    Attributes:
+        dtype: "uint8".
+        scheme: Under "symmetric" non-negative values still take the affine scheme, as in coremltools.
+        estimator: How calibration finds the range.
+
+    Raises:
+        ConfigError: A value is not allowed.
+    """
+
+    dtype: str = "uint8"
+    scheme: str = "affine"
+    estimator: EstimatorConfig = field(default_factory=lambda: EstimatorConfig("moving_average"))
+
+    def __post_init__(self) -> None:
+        checks.refuse(_activation_problems(self.to_dict()))
+        _name_to_estimator(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "ActivationConfig":
+        """Reads a dict of the attributes above; what is left out has its default."""
+        checks.refuse(_activation_problems(fields))
+        return cls(**_with_estimator(fields, "moving_average"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `from_dict` reads."""
+        return _to_dict(self)
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What one layer's weights and activations become; None leaves that side in floating point."""
+
+    weight: WeightConfig | None = field(default_factory=WeightConfig)
+    activation: ActivationConfig | None = field(default_factory=ActivationConfig)
+
+    def __post_init__(self) -> None:
+        checks.refuse(checks.wrong_types(self, {"weight": WeightConfig, "activation": ActivationConfig}))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "LayerConfig":
+        """Reads `weight` and `activation`, each a dict or None; what is left out has its default."""
+        checks.refuse(layer_problems(fields))
+        readers = {"weight": WeightConfig.from_dict, "activation": ActivationConfig.from_dict}
+        read: dict[str, Any] = {name: None if value is None else readers[name](value) for name, value in fields.items()}
+        return cls(**read)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `from_dict` reads."""
+        sides = {"weight": self.weight, "activation": self.activation}
+        return {name: None if side is None else side.to_dict() for name, side in sides.items()}
+
+
+def layer_problems(fields: Any) -> list[str]:
+    """Returns what is wrong with a dict of LayerConfig fields; each line starts with the field."""
+    return checks.problems(
+        fields, {"weight": _optional(_weight_problems), "activation": _optional(_activation_problems)}
+    )
+
+
+def _to_dict(config: WeightConfig | ActivationConfig) -> dict[str, Any]:
+    fields = {name: value for name, value in vars(config).items() if value is not None}
+    estimator = fields["estimator"]
+    return {**fields, "estimator": estimator.to_dict() if isinstance(estimator, EstimatorConfig) else estimator}
+
+
+def _with_estimator(fields: Mapping[str, Any], default: str) -> dict[str, Any]:
+    return {**fields, "estimator": EstimatorConfig.from_dict(fields.get("estimator", default))}
+
+
+def _name_to_estimator(config: WeightConfig | ActivationConfig) -> None:
+    given: Any = config.estimator
+    if not isinstance(given, EstimatorConfig):
+        object.__setattr__(config, "estimator", EstimatorConfig.from_dict(given))
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: [] if value is None else check(value)
+
+
+def _estimator_problems(given: Any) -> list[str]:
+    given = {"name": given} if isinstance(given, str) else given
+    if not isinstance(given, Mapping):
+        return [f"={given!r}: must be the name of an estimator, or a dict of its name and arguments."]
+    name = given.get("name", "min_max")
+    found = checks.one_of(tuple(ESTIMATORS))(name)
+    if found:
+        return [f".name{line}" for line in found]
+    allowed = ESTIMATORS[name].ARGUMENTS
+    arguments = {key: value for key, value in given.items() if key != "name"}
+    return checks.problems(arguments, {key: checks.number(argument) for key, argument in allowed.items()})
+
+
+_WEIGHT_FIELDS: Mapping[str, Check] = MappingProxyType(
+    {
+        "dtype": checks.one_of(WEIGHT_DTYPES),
+        "scheme": checks.one_of(SCHEMES),
+        "granularity": _optional(checks.one_of(GRANULARITIES)),
+        "block_size": _optional(checks.positive),
+        "group_size": _optional(checks.positive),
+        "estimator": _estimator_problems,
+    }
+)
+_ACTIVATION_FIELDS: Mapping[str, Check] = MappingProxyType(
+    {"dtype": checks.one_of(("uint8",)), "scheme": checks.one_of(SCHEMES), "estimator": _estimator_problems}
+)
+
+
+def _activation_problems(fields: Any) -> list[str]:
+    return checks.problems(fields, _ACTIVATION_FIELDS) or _whole_only(fields, "activation")
+
+
+def _weight_problems(fields: Any) -> list[str]:
+    return checks.problems(fields, _WEIGHT_FIELDS) or _combination_problems(fields)
+
+
+def _combination_problems(fields: Mapping[str, Any]) -> list[str]:
+    """What is wrong with values that are each allowed."""
+    granularity = _granularity(fields)
+    table = _is_table(fields)
+    found = []
+    for name, needed in (("block_size", "per_block"), ("group_size", "per_channel_group")):
+        given = fields.get(name) is not None
+        if given != (granularity == needed):
+            found.append(f".{name}={fields.get(name)!r}: goes with granularity={needed!r}, and only with it.")
+    if table and granularity in ("per_channel", "per_block"):
+        found.append(f".granularity={granularity!r}: a lookup table is 'per_tensor' or 'per_channel_group'.")
+    if table and fields.get("scheme", "symmetric") != "symmetric":
+        found.append(".scheme='affine': a lookup table has no zero point; leave scheme out.")
+    return found or ([] if table else _whole_only(fields, granularity))
+
+
+def _is_table(fields: Mapping[str, Any]) -> bool:
+    return str(fields.get("dtype", "int8")).startswith("lut")
+
+
+def _granularity(fields: Mapping[str, Any]) -> str:
+    """The granularity that is given, or that follows from the rest."""
+    if fields.get("granularity") is not None:
+        return str(fields["granularity"])
+    sizes = {"block_size": "per_block", "group_size": "per_channel_group"}
+    implied = next((name for size, name in sizes.items() if fields.get(size) is not None), None)
+    return implied or ("per_tensor" if _is_table(fields) else "per_channel")
+
+
+def _whole_only(fields: Mapping[str, Any], granularity: str) -> list[str]:
+    """Some estimators know one range for a whole tensor alone."""
+    estimator = fields.get("estimator", "min_max")
+    name = estimator if isinstance(estimator, str) else estimator.get("name", "min_max")
+    if granularity in ("per_tensor", "activation") or ESTIMATORS[name].PER_CHANNEL:
+        return []
+    able = ", ".join(repr(key) for key, kind in ESTIMATORS.items() if kind.PER_CHANNEL)
+    return [f".estimator={name!r}: finds one range for a whole tensor; with granularity={granularity!r} use {able}."]

@@ -1,0 +1,6 @@
+"""Forms of weights that PT2E has no observer for: blocks, channel groups, and lookup tables."""
+
+from coreml_quantizer.weights.blocks import BlockObserver
+from coreml_quantizer.weights.palette import PaletteObserver
+
+__all__ = ["BlockObserver", "PaletteObserver"]

@@ -1,0 +1,65 @@
+"""Integer weights with one scale for each block of inputs, or for each group of channels."""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from coreml_quantizer.specs import PerBlock, PerChannel, PerChannelGroup, TensorSpec
+from coreml_quantizer.weights.compressor import WeightCompressor, blocks, grid_of, replace, store, unblock
+
+
+class BlockObserver(WeightCompressor):
+    """Quantizes a weight block by block, with the range estimator of its spec for every block.
+
+    At conversion the graph gets stored integers and `torchao.dequantize_affine`, which becomes Core ML's
+    `constexpr_blockwise_shift_scale` (iOS18). Source of per-block scales: coremltools guide, Quantization, Granularity.
+    """
+
+    def block_sizes(self) -> tuple[int, ...]:
+        """Returns the extent of one block along each axis of the weight."""
+        return block_sizes(tuple(self.weight.shape), self.spec)
+
+    def convert(self, model: GraphModule, observer_node: Node) -> None:
+        """Replaces the weight by stored integers and their dequantization."""
+        from coreml_quantizer.estimators import ESTIMATORS
+
+        storage, weight, sizes = self.storage, self.weight, self.block_sizes()
+        values = blocks(weight, sizes)
+        rows = TensorSpec(storage, self.spec.scheme, PerChannel(0), self.spec.estimator)
+        estimator = ESTIMATORS[self.spec.estimator.name](rows, **dict(self.spec.estimator.arguments))
+        estimator.watch_weight(values)
+        scale, zero_point = estimator.calculate_qparams()
+        steps = torch.round(values / scale[:, None]) + zero_point[:, None]
+        integers = steps.clamp(storage.quant_min, storage.quant_max).to(storage.dtype)
+        grid = grid_of(tuple(weight.shape), sizes)
+        with model.graph.inserting_before(observer_node):
+            arguments = (
+                store(model, "_packed_weight", unblock(integers, tuple(weight.shape), sizes).contiguous()),
+                list(sizes),
+                store(model, "_packed_scale", scale.reshape(grid)),
+                store(model, "_packed_zero_point", zero_point.reshape(grid).to(storage.dtype)),
+                storage.dtype,
+                storage.quant_min,
+                storage.quant_max,
+            )
+            compressed = model.graph.call_function(torch.ops.torchao.dequantize_affine.default, arguments)
+        replace(model, observer_node, compressed)
+
+
+def block_sizes(shape: tuple[int, ...], spec: TensorSpec) -> tuple[int, ...]:
+    """Returns the extent of one block along each axis of a weight of `shape`.
+
+    Where the size that is asked for does not divide the weight, inputs fall back to one block a channel, and channels
+    to one group.
+    """
+    granularity = spec.granularity
+    if isinstance(granularity, PerBlock):
+        channel = granularity.axis % len(shape)
+        summed = 1 if channel == 0 else channel - 1
+        size = granularity.size if shape[summed] % granularity.size == 0 else shape[summed]
+        within = {channel: 1, summed: size}
+        return tuple(within.get(axis, extent) for axis, extent in enumerate(shape))
+    if isinstance(granularity, PerChannelGroup):
+        channel = granularity.axis % len(shape)
+        size = granularity.size if shape[channel] % granularity.size == 0 else shape[channel]
+        return tuple(size if axis == channel else extent for axis, extent in enumerate(shape))
+    return shape

@@ -1,0 +1,45 @@
+"""One-dimensional k-means: the table with the least squared error to the values of a weight."""
+
+import torch
+from torch import Tensor
+
+_ROUNDS = 100
+
+
+def cluster(values: Tensor, count: int) -> Tensor:
+    """Returns `count` ascending centers, float64, found by Lloyd's algorithm from two starts; the better one wins.
+
+    On sorted values with running sums a round costs `count * log(len(values))`, so it is run until nothing moves.
+
+    Args:
+        values: One-dimensional; at least one value.
+        count: Number of centers; where there are fewer distinct values, some centers coincide.
+    """
+    ordered = values.detach().to("cpu", torch.float64).sort().values
+    spread = torch.linspace(0, 1, 2 * count + 1, dtype=torch.float64)[1::2]
+    by_rank = ordered[(spread * (len(ordered) - 1)).round().long()]
+    by_value = ordered[0] + spread * (ordered[-1] - ordered[0])
+    return min((_refine(ordered, start) for start in (by_rank, by_value)), key=lambda centers: _error(ordered, centers))
+
+
+def nearest(values: Tensor, centers: Tensor) -> Tensor:
+    """Returns the index of the nearest of ascending `centers` for each value, uint8."""
+    borders = (centers[1:] + centers[:-1]) / 2
+    return torch.bucketize(values.detach().to("cpu", torch.float64), borders).to(torch.uint8)
+
+
+def _refine(ordered: Tensor, centers: Tensor) -> Tensor:
+    sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
+    for _ in range(_ROUNDS):
+        borders = torch.searchsorted(ordered, (centers[1:] + centers[:-1]) / 2)
+        ends = torch.cat([borders.new_zeros(1), borders, borders.new_full((1,), len(ordered))])
+        members = ends.diff()
+        moved = torch.where(members > 0, sums[ends].diff() / members.clamp(min=1), centers)
+        if torch.equal(moved, centers):
+            break
+        centers = moved.sort().values
+    return centers
+
+
+def _error(ordered: Tensor, centers: Tensor) -> float:
+    return float((centers[nearest(ordered, centers).long()] - ordered).square().sum())

@@ -1,0 +1,47 @@
+"""Palettized weights: indices into lookup tables."""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from coreml_quantizer.specs import LookupTable
+from coreml_quantizer.weights.blocks import block_sizes
+from coreml_quantizer.weights.compressor import WeightCompressor, blocks, grid_of, replace, store, unblock
+from coreml_quantizer.weights.kmeans import cluster, nearest
+
+
+class PaletteObserver(WeightCompressor):
+    """Clusters a weight into `2**bits` values, in one table or one for each group of channels.
+
+    At conversion the graph gets stored indices and `quant.dequantize_codebook`, which becomes Core ML's
+    `constexpr_lut_to_dense`. Source: coremltools guide, Palettization; Lloyd 1982 for the clustering.
+    """
+
+    def block_sizes(self) -> tuple[int, ...]:
+        """Returns the extent of what shares a table along each axis of the weight."""
+        return block_sizes(tuple(self.weight.shape), self.spec)
+
+    def convert(self, model: GraphModule, observer_node: Node) -> None:
+        """Replaces the weight by stored indices, tables, and the lookup."""
+        # Registers the operator.
+        import torchao.prototype.quantization.codebook_coreml.codebook_ops  # noqa: F401
+
+        storage = self.spec.storage
+        assert isinstance(storage, LookupTable)
+        weight, sizes = self.weight, self.block_sizes()
+        shape, device = tuple(weight.shape), weight.device
+        values = blocks(weight, sizes)
+        # Core ML keeps tables in float16: nearest is chosen among what will be stored.
+        tables = [cluster(row, 2**storage.bits).to(torch.float16).double() for row in values]
+        indices = torch.stack([nearest(row, table) for row, table in zip(values, tables, strict=True)])
+        table = torch.stack(tables).float().reshape([*grid_of(shape, sizes), 2**storage.bits, 1])
+        with model.graph.inserting_before(observer_node):
+            packed = store(model, "_palette_indices", unblock(indices, shape, sizes).contiguous().to(device))
+            arguments = (
+                # The operator would take uint8 for a mask.
+                model.graph.call_function(torch.ops.aten.to.dtype, (packed, torch.int32)),
+                store(model, "_palette_table", table.to(device)),
+                storage.bits,
+                list(sizes),
+            )
+            compressed = model.graph.call_function(torch.ops.quant.dequantize_codebook.default, arguments)
+        replace(model, observer_node, compressed)
