@@ -6,12 +6,11 @@ leaves torchao none to insert.
 """
 
 from collections.abc import Container, Mapping
+from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.garbage import without_collection
 from coreml_quantizer.sharing import Place
 
@@ -20,22 +19,21 @@ _PREFIX = "activation_post_process_"
 
 
 @without_collection
-def insert_observers(
-    graph_module: GraphModule, observers: Mapping[Place, torch.nn.Module], sources: Container[Place]
-) -> None:
+def insert_observers(graph_module: GraphModule, observers: Mapping[Place, Any], sources: Container[Place]) -> None:
     """Inserts an observer behind each node, or on each edge, that is annotated; one call node per observed value.
 
     Places that share get siblings of one observer, which keep their own statistics and return common qparams.
 
     Args:
         graph_module: The annotated graph, changed in place.
-        observers: Observer of every annotated place; the same object at places that share.
+        observers: Observer, or fake quantizer, of every annotated place; the same object at places that share. Each has
+            `sibling` and `tensor_name`, as `RangeObserver` has.
         sources: Places where new values arise; at the others values are only copied or averaged, so that observing
             them would add nothing.
     """
     inserter = _Inserter(graph_module, sources)
     outputs = {place: observer for place, observer in observers.items() if isinstance(place, Node)}
-    edges: dict[Node, dict[Node, torch.nn.Module]] = {}
+    edges: dict[Node, dict[Node, Any]] = {}
     for place, observer in observers.items():
         if isinstance(place, tuple):
             edges.setdefault(place[1], {})[place[0]] = observer
@@ -54,7 +52,7 @@ class _Inserter:
         self._calls: dict[tuple[Node, int], Node] = {}
         self._count = 0
 
-    def observe_inputs(self, node: Node, wanted: Mapping[Node, torch.nn.Module]) -> None:
+    def observe_inputs(self, node: Node, wanted: Mapping[Node, Any]) -> None:
         def observed(source: Node) -> Node:
             observer = wanted.get(source)
             return source if observer is None else self._call(source, (source, node), observer)
@@ -62,13 +60,13 @@ class _Inserter:
         node.args = map_arg(node.args, observed)
         node.kwargs = map_arg(node.kwargs, observed)
 
-    def observe_output(self, node: Node, observer: torch.nn.Module) -> None:
+    def observe_output(self, node: Node, observer: Any) -> None:
         users = list(node.users)
         call = self._call(node, node, observer)
         for user in users:
             user.replace_input_with(node, call)
 
-    def _call(self, value: Node, place: Place, observer: torch.nn.Module) -> Node:
+    def _call(self, value: Node, place: Place, observer: Any) -> Node:
         """Returns the node that shows `value` to the group of `observer`, the existing one if there is one."""
         key = (value, id(observer))
         if key not in self._calls:
@@ -77,13 +75,12 @@ class _Inserter:
                 self._calls[key] = self._graph_module.graph.call_module(name, (value,))
         return self._calls[key]
 
-    def _add(self, place: Place, observer: torch.nn.Module) -> str:
+    def _add(self, place: Place, observer: Any) -> str:
         name = f"{_PREFIX}{self._count}"
         self._count += 1
-        if isinstance(observer, RangeObserver):
-            if id(observer) in self._placed:
-                observer = observer.sibling(observes=place in self._sources)
-            self._placed.add(id(observer))
-            observer.tensor_name = (place if isinstance(place, Node) else place[0]).name
+        if id(observer) in self._placed:
+            observer = observer.sibling(observes=place in self._sources)
+        self._placed.add(id(observer))
+        observer.tensor_name = (place if isinstance(place, Node) else place[0]).name
         self._graph_module.add_module(name, observer)
         return name

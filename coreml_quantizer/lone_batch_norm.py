@@ -18,6 +18,17 @@ from coreml_quantizer.values import evaluate, find_constants, find_written_value
 aten = torch.ops.aten
 
 _WEIGHT, _BIAS, _MEAN, _VARIANCE, _TRAINING, _EPS = 1, 2, 3, 4, 5, 7
+_FOLDED_BY_TORCHAO = frozenset(
+    {
+        aten.conv1d.default,
+        aten.conv1d.padding,
+        aten.conv2d.default,
+        aten.conv2d.padding,
+        aten.conv_transpose1d.default,
+        aten.conv_transpose2d.input,
+        aten.linear.default,
+    }
+)
 _PREFIX = "lone_batch_norm"
 
 
@@ -44,7 +55,13 @@ def _is_affine(node: Node, constants: Container[Node]) -> bool:
     parameters = [node.args[index] for index in (_WEIGHT, _BIAS, _MEAN, _VARIANCE)]
     has_statistics = isinstance(node.args[_MEAN], Node) and isinstance(node.args[_VARIANCE], Node)
     fixed = all(found is None or found in constants for found in parameters)
-    return node.args[_TRAINING] is False and has_statistics and fixed and isinstance(node.args[0], Node)
+    return node.args[_TRAINING] is False and has_statistics and fixed and not _torchao_folds(node)
+
+
+def _torchao_folds(node: Node) -> bool:
+    """Calibration never shows us such a batch norm: it is one that is going to train."""
+    layer = node.args[0]
+    return not isinstance(layer, Node) or (layer.target in _FOLDED_BY_TORCHAO and len(layer.users) == 1)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,15 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 from coreml_quantizer import presets, training
 from coreml_quantizer.annotator import Placement, annotate
 from coreml_quantizer.config import read_config
+from coreml_quantizer.errors import QuantizerError
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.inlining import inline_contexts
 from coreml_quantizer.insertion import insert_observers
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
+from coreml_quantizer.qat.hiding import HiddenBatchNorm, hide, reveal
+from coreml_quantizer.qat.trainee import Trainee
+from coreml_quantizer.qat.wrapping import wrap_for_training
 from coreml_quantizer.rules import rules
 from coreml_quantizer.sharing import Place
 from coreml_quantizer.values import evaluate
@@ -52,6 +56,8 @@ class CoreMLQuantizer(Quantizer):
         preset = "w8a8" if config is None else config
         self._policy = read_config(presets.named(preset) if isinstance(preset, str) else preset)
         self._placement: Placement | None = None
+        self._hidden: list[HiddenBatchNorm] = []
+        self._training: Trainee | None = None
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Inlines gradient modes and rewrites lone batch norms, in place; torchao calls it before `annotate`."""
@@ -66,6 +72,7 @@ class CoreMLQuantizer(Quantizer):
             ScopeError: The configuration names modules or types that `model` does not have.
         """
         self._placement = annotate(model, self._policy, rules)
+        self._hidden = hide(model)
         training.plant(model)
         return model
 
@@ -75,22 +82,48 @@ class CoreMLQuantizer(Quantizer):
     def prepare_obs_or_fq_callback(
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Place, torch.nn.Module]
     ) -> None:
-        """Rounds float constants, ties observers of weights to them, and inserts all observers; torchao calls it.
+        """Inserts observers for calibration, or fake quantizers for training; torchao calls it.
 
         Raises:
-            QuantizerError: It was `prepare_qat_pt2e` that called, or the model was exported in training mode.
+            QuantizerError: `prepare_pt2e` called with a model that was exported in training mode.
         """
         placement, self._placement = self._placement, None
-        training.refuse(model, edge_or_node_to_obs_or_fq)
-        training.refuse_training_mode(model)
+        hidden, self._hidden = self._hidden, []
         assert placement is not None, "torchao calls annotate first"
-        round_constants_to_half(model, placement.weights, rules)
-        _watch_weights(model, edge_or_node_to_obs_or_fq, placement.weights)
-        insert_observers(model, edge_or_node_to_obs_or_fq, placement.sources)
+        if training.detect(model, edge_or_node_to_obs_or_fq):
+            self._training = Trainee(wrap_for_training(model, edge_or_node_to_obs_or_fq, placement, hidden))
+        else:
+            reveal(model, hidden)
+            self._prepare_calibration(model, edge_or_node_to_obs_or_fq, placement)
         edge_or_node_to_obs_or_fq.clear()
 
+    def step(self) -> None:
+        """Takes one step of the milestones, and makes all ranks of a process group agree on every range.
+
+        Call it once after every optimizer step. The model prepared last is the one that is stepped.
+
+        Raises:
+            QuantizerError: No model was prepared by `prepare_qat_pt2e`, or it is gone.
+            CalibrationError: A range is not finite.
+        """
+        if self._training is None:
+            raise QuantizerError(
+                "step() has nothing to step: call prepare_qat_pt2e(exported_model, quantizer) with this quantizer "
+                "first."
+            )
+        self._training.step()
+
+    def _prepare_calibration(
+        self, model: GraphModule, observers: dict[Place, torch.nn.Module], placement: Placement
+    ) -> None:
+        training.refuse_training_mode(model)
+        training.warn_of_settings(observers.values())
+        round_constants_to_half(model, placement.weights, rules)
+        _watch_weights(model, observers, placement.weights)
+        insert_observers(model, observers, placement.sources)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_placement": None}
+        return {**self.__dict__, "_placement": None, "_hidden": [], "_training": None}
 
     def __repr__(self) -> str:
         return f"CoreMLQuantizer({self.config!r})"

@@ -133,6 +133,24 @@ class RangeEstimator(_Value):
     arguments: tuple[tuple[str, float], ...] = ()
 
 
+Milestones = tuple[int, int, int, int]
+"""Steps at which observers are turned on, fake quantization is turned on, observers are turned off and batch-norm
+statistics are frozen; -1 for never."""
+
+
+@dataclass(frozen=True)
+class Training(_Value):
+    """How quantization-aware training treats a tensor; calibration ignores it.
+
+    Attributes:
+        milestones: When what is turned on and off; None for observing and quantizing all the time.
+        learnable: Whether the loss trains the scale, instead of an estimator following the values.
+    """
+
+    milestones: Milestones | None = None
+    learnable: bool = False
+
+
 @dataclass(frozen=True)
 class TensorSpec(_Value):
     """How one tensor is quantized."""
@@ -141,6 +159,7 @@ class TensorSpec(_Value):
     scheme: Scheme = Scheme.SYMMETRIC
     granularity: Granularity = PerTensor()
     estimator: RangeEstimator = RangeEstimator()
+    training: Training = Training()
 
     def along(self, axis: int) -> "TensorSpec":
         """Returns this spec with its channels on `axis`; a per-tensor spec is returned unchanged."""

@@ -1,14 +1,19 @@
 """Recognizes training: `prepare_qat_pt2e`, which torchao does not tell a quantizer, and graphs in training mode."""
 
+import warnings
+from collections.abc import Iterable
+
 import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.fake_quantize import FixedQParamsFakeQuantize
 from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec, QuantizationAnnotation
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from coreml_quantizer.errors import QuantizerError
+from coreml_quantizer.errors import QuantizerError, QuantizerWarning
+from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.scope import module_stack
 from coreml_quantizer.sharing import Place
+from coreml_quantizer.specs import Training
 
 _PROBE = FixedQParamsQuantizationSpec(torch.uint8, 1.0, 0, quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine)
 """torchao makes a fake quantize of it for training, and an observer otherwise."""
@@ -53,16 +58,20 @@ def plant(model: GraphModule) -> None:
     output.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({output: _PROBE}, allow_implicit_sharing=False)
 
 
-def refuse(model: GraphModule, observers: dict[Place, torch.nn.Module]) -> None:
-    """Removes what `plant` added.
-
-    Raises:
-        QuantizerError: torchao is preparing for training.
-    """
+def detect(model: GraphModule, observers: dict[Place, torch.nn.Module]) -> bool:
+    """Removes what `plant` added, and returns whether torchao is preparing for training."""
     output = model.graph.output_node()
     del output.meta[Q_ANNOTATION_KEY]
-    if isinstance(observers.pop((output, output)), FixedQParamsFakeQuantize):
-        raise QuantizerError(
-            "CoreMLQuantizer cannot prepare a model for quantization-aware training yet. Use prepare_pt2e for "
-            "post-training quantization of the trained model, exported in eval mode."
+    return isinstance(observers.pop((output, output)), FixedQParamsFakeQuantize)
+
+
+def warn_of_settings(observers: Iterable[torch.nn.Module]) -> None:
+    """Warns when the configuration asks for something that only training can do."""
+    asked = {observer.spec.training for observer in observers if isinstance(observer, RangeObserver)} - {Training()}
+    if asked:
+        warnings.warn(
+            "milestones and algorithm='learnable' steer quantization-aware training; prepare_pt2e, which calibrates, "
+            "ignores them. Use prepare_qat_pt2e to train.",
+            QuantizerWarning,
+            stacklevel=2,
         )

@@ -10,6 +10,7 @@ from coremltools.optimize.torch.quantization import LinearQuantizerConfig
 
 from coreml_quantizer.config.fields import problems_of
 from coreml_quantizer.config.keys import function_key, type_key
+from coreml_quantizer.config.milestones import milestone_problems
 from coreml_quantizer.config.policy import QuantizationPolicy, Scopes
 from coreml_quantizer.errors import ConfigError, QuantizerWarning
 from coreml_quantizer.specs import (
@@ -24,6 +25,7 @@ from coreml_quantizer.specs import (
     RangeEstimator,
     Scheme,
     TensorSpec,
+    Training,
 )
 
 _STORAGE: Mapping[tuple[torch.dtype, int], IntegerStorage] = MappingProxyType(
@@ -128,29 +130,25 @@ def _modules(config: LinearQuantizerConfig) -> Iterator[tuple[str, Any]]:
 def _problems(where: str, module: Any) -> Iterator[str]:
     if module is None:
         return
-    if module.algorithm != "vanilla":
-        yield (f"{where}.algorithm={module.algorithm!r}: learned scales are not available; use algorithm='vanilla'.")
-    if module.milestones is not None:
-        yield (
-            f"{where}.milestones={module.milestones}: milestones steer quantization-aware training, which is not "
-            "available; use milestones=None for post-training quantization."
-        )
+    yield from (f"{where}.{problem}" for problem in milestone_problems(module.milestones))
 
 
 def _op_spec(module: Any) -> OpSpec | None:
     if module is None:
         return None
     scheme = Scheme(module.quantization_scheme.value)
+    milestones = None if module.milestones is None else tuple(module.milestones)
+    training = Training(milestones, learnable=str(module.algorithm) == "learnable")
     activation = None
     if module.activation_dtype != torch.float32:
         estimator = _ESTIMATORS[module.activation_observer.value]
-        activation = TensorSpec(UINT8, scheme, PerTensor(), estimator)
+        activation = TensorSpec(UINT8, scheme, PerTensor(), estimator, training)
     weight = None
     if module.weight_dtype != torch.float32:
         storage = _STORAGE[module.weight_dtype, module.weight_n_bits]
         granularity = PerChannel() if module.weight_per_channel else PerTensor()
         # A weight does not change during calibration, so every estimator sees one value: min-max says that.
-        weight = TensorSpec(storage, scheme, granularity, RangeEstimator("min_max"))
+        weight = TensorSpec(storage, scheme, granularity, RangeEstimator("min_max"), training)
     if activation is None and weight is None:
         return None
     return OpSpec(input=activation, weight=weight, output=activation)

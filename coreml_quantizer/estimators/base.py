@@ -140,6 +140,10 @@ class RangeObserver(ObserverBase):
             raise CalibrationError(self.why_no_range())
         return self._estimate()
 
+    def running_range(self) -> tuple[Tensor, Tensor]:
+        """Returns what `estimate` returns, without looking whether it is finite: nothing waits for the device."""
+        return self._estimate()
+
     def reset(self) -> None:
         """Forgets everything observed."""
         self.min_val = torch.full_like(self.min_val, torch.inf)

@@ -1,6 +1,7 @@
 """Integer weights with one scale for each block of inputs, or for each group of channels."""
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from coreml_quantizer.specs import PerBlock, PerChannel, PerChannelGroup, TensorSpec
@@ -14,20 +15,24 @@ class BlockObserver(WeightCompressor):
     `constexpr_blockwise_shift_scale` (iOS18). Source of per-block scales: coremltools guide, Quantization, Granularity.
     """
 
-    def block_sizes(self) -> tuple[int, ...]:
-        """Returns the extent of one block along each axis of the weight."""
-        return block_sizes(tuple(self.weight.shape), self.spec)
-
     def convert(self, model: GraphModule, observer_node: Node) -> None:
         """Replaces the weight by stored integers and their dequantization."""
+        self.pack(model, observer_node, self.weight, *self.grid(self.weight))
+
+    def grid(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns scale (float32) and zero point (int64) of every block of `weight`, shape (blocks,)."""
         from coreml_quantizer.estimators import ESTIMATORS
 
-        storage, weight, sizes = self.storage, self.weight, self.block_sizes()
-        values = blocks(weight, sizes)
-        rows = TensorSpec(storage, self.spec.scheme, PerChannel(0), self.spec.estimator)
+        rows = TensorSpec(self.storage, self.spec.scheme, PerChannel(0), self.spec.estimator)
         estimator = ESTIMATORS[self.spec.estimator.name](rows, **dict(self.spec.estimator.arguments))
-        estimator.watch_weight(values)
-        scale, zero_point = estimator.calculate_qparams()
+        estimator.tensor_name = self.tensor_name
+        estimator.watch_weight(blocks(weight, block_sizes(tuple(weight.shape), self.spec)))
+        return estimator.calculate_qparams()
+
+    def pack(self, model: GraphModule, observer_node: Node, weight: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+        """Replaces `observer_node` by `weight`, stored as integers on the grid of `scale` and `zero_point`."""
+        storage, sizes = self.storage, block_sizes(tuple(weight.shape), self.spec)
+        values = blocks(weight, sizes)
         steps = torch.round(values / scale[:, None]) + zero_point[:, None]
         integers = steps.clamp(storage.quant_min, storage.quant_max).to(storage.dtype)
         grid = grid_of(tuple(weight.shape), sizes)

@@ -1,6 +1,7 @@
 """Palettized weights: indices into lookup tables."""
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from coreml_quantizer.specs import LookupTable
@@ -16,24 +17,33 @@ class PaletteObserver(WeightCompressor):
     `constexpr_lut_to_dense`. Source: coremltools guide, Palettization; Lloyd 1982 for the clustering.
     """
 
-    def block_sizes(self) -> tuple[int, ...]:
-        """Returns the extent of what shares a table along each axis of the weight."""
-        return block_sizes(tuple(self.weight.shape), self.spec)
-
     def convert(self, model: GraphModule, observer_node: Node) -> None:
         """Replaces the weight by stored indices, tables, and the lookup."""
+        self.pack(model, observer_node, self.weight, self.tables(self.weight))
+
+    def tables(self, weight: Tensor) -> Tensor:
+        """Returns the ascending values of each table of `weight`, float16 numbers as float32, shape (tables, values).
+
+        Core ML keeps tables in float16.
+        """
+        storage = self.spec.storage
+        assert isinstance(storage, LookupTable)
+        values = blocks(weight, block_sizes(tuple(weight.shape), self.spec))
+        tables = torch.stack([cluster(row, 2**storage.bits) for row in values])
+        return tables.to(torch.float16).to(weight.device, torch.float32)
+
+    def pack(self, model: GraphModule, observer_node: Node, weight: Tensor, tables: Tensor) -> None:
+        """Replaces `observer_node` by `weight`, stored as indices of the nearest values of `tables`."""
         # Registers the operator.
         import torchao.prototype.quantization.codebook_coreml.codebook_ops  # noqa: F401
 
         storage = self.spec.storage
         assert isinstance(storage, LookupTable)
-        weight, sizes = self.weight, self.block_sizes()
         shape, device = tuple(weight.shape), weight.device
+        sizes = block_sizes(shape, self.spec)
         values = blocks(weight, sizes)
-        # Core ML keeps tables in float16: nearest is chosen among what will be stored.
-        tables = [cluster(row, 2**storage.bits).to(torch.float16).double() for row in values]
-        indices = torch.stack([nearest(row, table) for row, table in zip(values, tables, strict=True)])
-        table = torch.stack(tables).float().reshape([*grid_of(shape, sizes), 2**storage.bits, 1])
+        indices = torch.stack([nearest(row, table) for row, table in zip(values, tables.double().cpu(), strict=True)])
+        table = tables.reshape([*grid_of(shape, sizes), 2**storage.bits, 1])
         with model.graph.inserting_before(observer_node):
             packed = store(model, "_palette_indices", unblock(indices, shape, sizes).contiguous().to(device))
             arguments = (

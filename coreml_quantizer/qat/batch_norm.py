@@ -1,0 +1,56 @@
+"""Batch norm as a module of the graph, so that it follows the model's mode and can be frozen."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coreml_quantizer.qat.fake_quantize import Mode
+from coreml_quantizer.qat.schedule import Scheduled, nothing
+
+
+class BatchNorm(Scheduled):
+    """Normalizes by the batch in training and by the running statistics otherwise.
+
+    Attributes:
+        frozen: Whether the running statistics are used, and kept, in training too.
+    """
+
+    def __init__(self, momentum: float, eps: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.frozen = False
+        self.register_buffer("is_frozen", torch.tensor(0, dtype=torch.uint8))
+        self.schedule(None)
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        batches: Tensor | None = None,
+        mode: Mode = None,
+    ) -> Tensor:
+        """Normalizes `x`, of shape (batch, channels, ...); everything else but `batches` has shape (channels,)."""
+        trains = bool(mode) and not self.frozen
+        if trains and batches is not None:
+            batches.add_(1)
+        return F.batch_norm(x, mean, variance, weight, bias, trains, self.momentum, self.eps)
+
+    def freeze(self) -> None:
+        """Keeps the running statistics from now on."""
+        self.frozen = True
+
+    def actions(self) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None], Callable[[], None]]:
+        return nothing, nothing, nothing, self.freeze
+
+    def switches(self) -> Mapping[str, str]:
+        return MappingProxyType({"is_frozen": "frozen", **super().switches()})
+
+    def extra_repr(self) -> str:
+        return f"momentum={self.momentum}, eps={self.eps}{', frozen' if self.frozen else ''}"

@@ -1,0 +1,225 @@
+"""Fake quantizers: a range estimator, and rounding to the grid that it gives."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase, FixedQParamsFakeQuantize
+
+from coreml_quantizer.errors import CalibrationError
+from coreml_quantizer.estimators import RangeObserver, qscheme_of
+from coreml_quantizer.qat.functional import fake_quantize_channels, fake_quantize_tensor
+from coreml_quantizer.qat.schedule import Scheduled, nothing
+from coreml_quantizer.qparams import choose_qparams
+from coreml_quantizer.specs import INT8, UINT8, IntegerStorage, Milestones, PerChannel, Scheme, TensorSpec
+
+Mode = bool | None
+"""Whether the model trains; None until somebody says so."""
+
+
+class FakeQuantizer(Scheduled, FakeQuantizeBase):
+    """Base of all fake quantizers: the switches, and what torchao's conversion reads.
+
+    Attributes:
+        scale: float32, shape `(1,)` or `(channels,)`.
+        zero_point: int32, same shape.
+        tensor_name: Graph name of the tensor, for messages.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    observer_enabled: Tensor
+    fake_quant_enabled: Tensor
+
+    def __init__(self, spec: TensorSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.dtype, self.qscheme = spec.storage.dtype, qscheme_of(spec)
+        self.ch_axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else -1
+        self.quant_min, self.quant_max = spec.storage.quant_min, spec.storage.quant_max
+        self.tensor_name = "a tensor"
+        self.observes = self.quantizes = True
+        self.known = True
+        self.schedule(spec.training.milestones)
+
+    @property
+    def storage(self) -> IntegerStorage:
+        """The integers that are stored."""
+        assert isinstance(self.spec.storage, IntegerStorage)
+        return self.spec.storage
+
+    def schedule(self, milestones: Milestones | None) -> None:
+        """Sets the milestones; with any, nothing is observed or quantized before they say so."""
+        super().schedule(milestones)
+        if milestones is not None:
+            self.enable_observer(False)
+            self.enable_fake_quant(False)
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        """Lets the range follow the values from now on, or keeps it."""
+        self.observes = enabled
+        self.observer_enabled = torch.full_like(self.observer_enabled, enabled)
+
+    def enable_fake_quant(self, enabled: bool = True) -> None:
+        """Rounds from now on, or passes values through."""
+        self.quantizes = enabled
+        self.fake_quant_enabled = torch.full_like(self.fake_quant_enabled, enabled)
+
+    def actions(self) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None], Callable[[], None]]:
+        return self.enable_observer, self.enable_fake_quant, lambda: self.enable_observer(False), nothing
+
+    def switches(self) -> Mapping[str, str]:
+        names = {"observer_enabled": "observes", "fake_quant_enabled": "quantizes", **super().switches()}
+        return MappingProxyType(names)
+
+    def sibling(self, observes: bool) -> "Follower":
+        """Returns a quantizer to the same grid, for another tensor of the sharing group.
+
+        As in coremltools, tensors of a group train one range: each that can hold new values is observed.
+        """
+        return Follower(self, observes)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Rounds `x` to the grid as it is."""
+        raise NotImplementedError
+
+    def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
+        """Returns scale (float32) and zero point (int64) as trained, each of shape `(1,)` or `(channels,)`.
+
+        Raises:
+            CalibrationError: Nothing was observed, or not-a-number or infinite values were.
+        """
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        switched = [name for name in ("observes", "quantizes") if getattr(self, name)]
+        return f"{self.tensor_name}, {self.spec.storage.name}, {' and '.join(switched) or 'off'}"
+
+
+class FakeQuantize(FakeQuantizer):
+    """Rounds to the grid of a range that an estimator follows."""
+
+    def __init__(self, observer: RangeObserver) -> None:
+        super().__init__(observer.spec)
+        self.observer = observer
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+        self.register_buffer("range_known", torch.tensor(0, dtype=torch.uint8))
+        self.known = False
+
+    def forward(self, x: Tensor, mode: Mode = None) -> Tensor:
+        """Fake-quantizes `x`, of any shape and float dtype; in eval mode (`mode` False) the range stays as it is."""
+        if self.observes and x.numel() and (mode is not False or not self.known):
+            self.observe(x.detach())
+        return self.quantize(x) if self.quantizes and self.known else x
+
+    def observe(self, x: Tensor) -> None:
+        """Moves the range by `x`.
+
+        Raises:
+            CalibrationError: `x` contains not-a-number or infinite values. Only seen at once on a CPU; on other devices
+                `quantizer.step()` looks.
+        """
+        self.observer(x)
+        self.refresh()
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.check()
+
+    def refresh(self) -> None:
+        """Takes the grid of the range that the estimator has now."""
+        low, high = self.observer.running_range()
+        self.set_qparams(*choose_qparams(low, high, self.storage, self.spec.scheme))
+
+    def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Makes these the grid: any shapes of as many elements as there are channels."""
+        self.scale, self.zero_point = scale.reshape(-1), zero_point.reshape(-1).to(torch.int32)
+        self.known = True
+
+    def switches(self) -> Mapping[str, str]:
+        return MappingProxyType({"range_known": "known", **super().switches()})
+
+    def check(self) -> None:
+        """Raises CalibrationError when the range is not finite."""
+        if self.known and not bool(torch.isfinite(self.scale).all()):
+            raise CalibrationError(
+                f"'{self.tensor_name}' took not-a-number or infinite values in training, so it has no range. Look for "
+                "a loss that diverged (lower the learning rate, clip gradients) or for an input that is not finite."
+            )
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Rounds `x` to the grid as it is."""
+        low, high = self.quant_min, self.quant_max
+        if self.ch_axis < 0:
+            return fake_quantize_tensor(x, self.scale, self.zero_point, low, high)
+        return fake_quantize_channels(x, self.scale, self.zero_point, self.ch_axis, low, high)
+
+    def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
+        if not self.known:
+            raise CalibrationError(
+                f"'{self.tensor_name}' was never observed, so it has no range. Run the prepared model on at least one "
+                "batch with observers on (milestone 0 has to be reached: call quantizer.step() in the training loop)."
+            )
+        self.check()
+        return self.scale, self.zero_point.to(torch.int64)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Accepts grids of another shape: before the first batch nothing is known of channels."""
+        for name in ("scale", "zero_point"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class FixedFakeQuantize(FakeQuantizer):
+    """Rounds to a grid that the operator before it decides, such as that of a sigmoid."""
+
+    def __init__(self, given: FixedQParamsFakeQuantize) -> None:
+        """Takes over the grid of torchao's module for it."""
+        storage = next(s for s in (UINT8, INT8) if s.dtype is given.dtype)
+        super().__init__(TensorSpec(storage, Scheme.AFFINE))
+        self.register_buffer("scale", given.scale.float().reshape(1))
+        self.register_buffer("zero_point", given.zero_point.to(torch.int32).reshape(1))
+
+    def forward(self, x: Tensor, mode: Mode = None) -> Tensor:
+        """Fake-quantizes `x`, of any shape and float dtype."""
+        return self.quantize(x) if self.quantizes else x
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Rounds `x` to the grid."""
+        return fake_quantize_tensor(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+
+    def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
+        return self.scale, self.zero_point.to(torch.int64)
+
+
+class Follower(FakeQuantizeBase):
+    """Rounds to the grid of another fake quantizer, which owns all state."""
+
+    def __init__(self, leader: FakeQuantizer, observes: bool) -> None:
+        super().__init__()
+        # In a tuple, so that its state is saved and moved once.
+        self._leader = (leader,)
+        self._observes = observes
+        self.tensor_name = leader.tensor_name
+        for name in ("dtype", "qscheme", "ch_axis", "quant_min", "quant_max"):
+            setattr(self, name, getattr(leader, name))
+
+    @property
+    def leader(self) -> FakeQuantizer:
+        """The quantizer whose grid this is."""
+        return self._leader[0]
+
+    def forward(self, x: Tensor, mode: Mode = None) -> Tensor:
+        """Fake-quantizes `x`, and lets its values move the common range if they can be new to it."""
+        leader = self.leader
+        if self._observes:
+            result: Tensor = leader(x, mode)
+            return result
+        return leader.quantize(x) if leader.quantizes and leader.known else x
+
+    def calculate_qparams(self, **arguments: Any) -> tuple[Tensor, Tensor]:
+        """Returns those of the leader."""
+        return self.leader.calculate_qparams(**arguments)

@@ -1,0 +1,100 @@
+"""Weights of layers behind which a batch norm stands: quantized as they will be once it is folded into them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
+
+from coreml_quantizer.qat.fake_quantize import FakeQuantizer, Mode
+from coreml_quantizer.values import evaluate
+from coreml_quantizer.weights.compressor import replace, store
+
+_NO_FACTOR = 1e-12
+"""A batch norm that scales a channel by less makes it constant: there is nothing to divide by."""
+
+_ops = torch.ops.quantized_decomposed
+
+
+class FoldedWeight(FakeQuantizeBase):
+    """Quantizes `weight * factor`, where `factor` is the scale of the batch norm per channel, and divides it out again.
+
+    The batch norm thus sees what it saw without quantization, and its statistics stay those of the float layer. Source
+    of the idea: Krishnamoorthi 2018, section 3.2.2; dividing the weight instead of the layer's output costs nothing.
+    """
+
+    def __init__(self, quantizer: FakeQuantizer, axis: int, eps: float) -> None:
+        """Wraps a quantizer.
+
+        Args:
+            quantizer: Of the folded weight.
+            axis: Axis of the output channels.
+            eps: That of the batch norm.
+        """
+        super().__init__()
+        self.quantizer = quantizer
+        self.axis = axis
+        self.eps = eps
+
+    def forward(
+        self, weight: Tensor, mode: Mode = None, norm_weight: Tensor | None = None, variance: Tensor | None = None
+    ) -> Tensor:
+        """Fake-quantizes a weight.
+
+        Args:
+            weight: Of any shape, with the output channels along the axis given.
+            mode: Whether the model trains.
+            norm_weight: Weight of the batch norm, shape (channels,); None for ones.
+            variance: Its running variance, shape (channels,).
+        """
+        factor = self._factor(weight, norm_weight, variance)
+        factor = torch.where(factor.abs() < _NO_FACTOR, torch.ones_like(factor), factor)
+        folded: Tensor = self.quantizer(weight * factor, mode)
+        return folded / factor
+
+    def calculate_qparams(self, **_: object) -> tuple[Tensor, Tensor]:
+        """Returns those of the folded weight."""
+        return self.quantizer.calculate_qparams()
+
+    def convert(self, model: GraphModule, node: Node) -> None:
+        """Replaces the call by the folded weight, quantized."""
+        weight, norm_weight, variance = (_constant(model, node.args[index]) for index in (0, 2, 3))
+        assert weight is not None
+        folded = weight * self._factor(weight, norm_weight, variance)
+        with model.graph.inserting_before(node):
+            node.args = (store(model, "_folded_weight", folded),)
+        node.args[0].meta = dict(node.meta)
+        convert = getattr(self.quantizer, "convert", None)
+        if convert is not None:
+            convert(model, node)
+            return
+        with model.graph.inserting_before(node):
+            replace(model, node, _quantized_and_back(model, node.args[0], self.quantizer))
+
+    def _factor(self, weight: Tensor, norm_weight: Tensor | None, variance: Tensor | None) -> Tensor:
+        assert variance is not None
+        factor = torch.rsqrt(variance.detach() + self.eps)
+        shape = [1] * weight.ndim
+        shape[self.axis] = -1
+        return (factor if norm_weight is None else factor * norm_weight.detach()).reshape(shape)
+
+
+def _quantized_and_back(model: GraphModule, weight: Any, quantizer: FakeQuantizer) -> Node:
+    """Inserts a quantize, which conversion evaluates, and a dequantize."""
+    scale, zero_point = quantizer.calculate_qparams()
+    limits = (quantizer.quant_min, quantizer.quant_max, quantizer.dtype)
+    grid: tuple[Any, ...]
+    if quantizer.ch_axis < 0:
+        grid = (float(scale), int(zero_point), *limits)
+        pair = _ops.quantize_per_tensor.default, _ops.dequantize_per_tensor.default
+    else:
+        stored = store(model, "_folded_scale", scale), store(model, "_folded_zero_point", zero_point)
+        grid = (*stored, quantizer.ch_axis, *limits)
+        pair = _ops.quantize_per_channel.default, _ops.dequantize_per_channel.default
+    quantized = model.graph.call_function(pair[0], (weight, *grid))
+    return model.graph.call_function(pair[1], (quantized, *grid))
+
+
+def _constant(model: GraphModule, source: object) -> Tensor | None:
+    return evaluate(source, model).detach() if isinstance(source, Node) else None

@@ -1,0 +1,31 @@
+"""The model that a quantizer trains: its milestones, and agreement between the ranks of a process group."""
+
+import weakref
+from collections.abc import Iterable
+
+from coreml_quantizer.errors import QuantizerError
+from coreml_quantizer.qat.distributed import agree
+from coreml_quantizer.qat.fake_quantize import FakeQuantize
+from coreml_quantizer.qat.schedule import Scheduled
+
+
+class Trainee:
+    """Holds the modules of a prepared model that `step()` concerns, without keeping the model alive."""
+
+    def __init__(self, modules: Iterable[Scheduled]) -> None:
+        self._modules = [weakref.ref(module) for module in modules]
+
+    def step(self) -> None:
+        """Moves every module by one step.
+
+        Raises:
+            QuantizerError: The model is gone.
+            CalibrationError: A range is not finite.
+        """
+        modules = [module for module in (reference() for reference in self._modules) if module is not None]
+        if not modules:
+            raise QuantizerError("step() has nothing to step: the model that was prepared does not exist any more.")
+        quantizers = [module for module in modules if isinstance(module, FakeQuantize)]
+        agree(quantizers)
+        for module in modules:
+            module.advance()
