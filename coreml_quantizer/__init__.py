@@ -1,6 +1,7 @@
 """Quantization for ExecuTorch's Core ML backend: decides what each tensor of an exported graph becomes."""
 
 from coreml_quantizer import presets
+from coreml_quantizer.calibration import calibrate
 from coreml_quantizer.config import (
     ActivationConfig,
     EstimatorConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "Treatment",
     "WeightConfig",
     "WeightRole",
+    "calibrate",
     "presets",
     "rules",
 ]

@@ -8,6 +8,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 
 from coreml_quantizer import presets, training
 from coreml_quantizer.annotator import Placement, annotate
+from coreml_quantizer.calibration.observing import name_modules
 from coreml_quantizer.config import read_config
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.half_constants import round_constants_to_half
@@ -87,6 +88,7 @@ class CoreMLQuantizer(Quantizer):
         round_constants_to_half(model, placement.weights, rules)
         _watch_weights(model, edge_or_node_to_obs_or_fq, placement.weights)
         insert_observers(model, edge_or_node_to_obs_or_fq, placement.sources)
+        name_modules(model)
         edge_or_node_to_obs_or_fq.clear()
 
     def __getstate__(self) -> dict[str, Any]:
