@@ -19,6 +19,7 @@ from coreml_quantizer.errors import (
     ScopeError,
 )
 from coreml_quantizer.quantizer import CoreMLQuantizer
+from coreml_quantizer.reporting import Report
 from coreml_quantizer.rules import OpRule, OutputRange, Treatment, WeightRole, rules
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "QuantizerConfig",
     "QuantizerError",
     "QuantizerWarning",
+    "Report",
     "RuleError",
     "ScopeError",
     "Skip",

@@ -15,6 +15,7 @@ from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.inlining import inline_contexts
 from coreml_quantizer.insertion import insert_observers
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
+from coreml_quantizer.reporting import Report, make_report
 from coreml_quantizer.rules import rules
 from coreml_quantizer.sharing import Place
 from coreml_quantizer.values import evaluate
@@ -90,6 +91,20 @@ class CoreMLQuantizer(Quantizer):
         insert_observers(model, edge_or_node_to_obs_or_fq, placement.sources)
         name_modules(model)
         edge_or_node_to_obs_or_fq.clear()
+
+    def report(self, prepared: GraphModule) -> Report:
+        """Says what became of every operator of a prepared model, by which entry of the configuration, and why.
+
+        Args:
+            prepared: What `prepare_pt2e` returned with this quantizer, or with one of the same configuration.
+
+        Returns:
+            A report with `to_text()`, `to_json()` and `to_dict()`.
+
+        Raises:
+            QuantizerError: `prepared` is not such a graph.
+        """
+        return make_report(prepared, self._policy)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placement": None}

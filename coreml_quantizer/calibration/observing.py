@@ -17,17 +17,23 @@ def observers_of(prepared: GraphModule) -> Observers:
     Raises:
         CalibrationError: It has none that this package made.
     """
+    found = find_observers(prepared)
+    if not found:
+        raise CalibrationError(
+            "This graph has no observers of CoreMLQuantizer. Pass what prepare_pt2e(graph, CoreMLQuantizer(...)) "
+            "returned, before convert_pt2e."
+        )
+    return found
+
+
+def find_observers(prepared: GraphModule) -> Observers:
+    """Returns the observers of any graph; none when it has none."""
     found: Observers = {}
     for node in prepared.graph.nodes:
         if node.op == "call_module":
             module = prepared.get_submodule(str(node.target))
             if isinstance(module, RangeObserver):
                 found[str(node.target)] = module
-    if not found:
-        raise CalibrationError(
-            "This graph has no observers of CoreMLQuantizer. Pass what prepare_pt2e(graph, CoreMLQuantizer(...)) "
-            "returned, before convert_pt2e."
-        )
     return found
 
 
