@@ -1,6 +1,7 @@
 """Quantization for ExecuTorch's Core ML backend: decides what each tensor of an exported graph becomes."""
 
 from coreml_quantizer import presets
+from coreml_quantizer.calibration import calibrate
 from coreml_quantizer.config import (
     ActivationConfig,
     EstimatorConfig,
@@ -18,6 +19,7 @@ from coreml_quantizer.errors import (
     ScopeError,
 )
 from coreml_quantizer.quantizer import CoreMLQuantizer
+from coreml_quantizer.reporting import Report
 from coreml_quantizer.rules import OpRule, OutputRange, Treatment, WeightRole, rules
 
 __all__ = [
@@ -32,12 +34,14 @@ __all__ = [
     "QuantizerConfig",
     "QuantizerError",
     "QuantizerWarning",
+    "Report",
     "RuleError",
     "ScopeError",
     "Skip",
     "Treatment",
     "WeightConfig",
     "WeightRole",
+    "calibrate",
     "presets",
     "rules",
 ]

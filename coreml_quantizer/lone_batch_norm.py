@@ -33,7 +33,7 @@ _PREFIX = "lone_batch_norm"
 
 
 def rewrite_lone_batch_norms(graph_module: GraphModule) -> None:
-    """Rewrites the batch norms of an exported graph that are in eval mode, in place.
+    """Rewrites the batch norms of an exported graph that are in eval mode, in place; to run it, recompile it.
 
     Batch norms that train, or whose statistics or parameters are computed or written by the model, are left.
 
@@ -48,7 +48,6 @@ def rewrite_lone_batch_norms(graph_module: GraphModule) -> None:
     for index, node in enumerate(node for node in found if _is_affine(node, constants)):
         _rewrite(graph_module, node, f"{_PREFIX}_{index}")
     graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
 
 
 def _is_affine(node: Node, constants: Container[Node]) -> bool:
@@ -109,5 +108,5 @@ def _rewrite(graph_module: GraphModule, node: Node, name: str) -> None:
 def _constant(graph_module: GraphModule, name: str, tensor: Tensor, like: Any) -> Node:
     graph_module.register_buffer(name, tensor)
     node = graph_module.graph.get_attr(name)
-    node.meta["val"] = like.fake_mode.from_tensor(tensor) if hasattr(like, "fake_mode") else tensor
+    node.meta["val"] = like.new_empty(tensor.shape)
     return node

@@ -3,24 +3,21 @@
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer
 
 from coreml_quantizer import presets, training
 from coreml_quantizer.annotator import Placement, annotate
+from coreml_quantizer.calibration.wrapping import wrap_for_calibration
 from coreml_quantizer.config import read_config
 from coreml_quantizer.errors import QuantizerError
-from coreml_quantizer.estimators import RangeObserver
-from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.inlining import inline_contexts
-from coreml_quantizer.insertion import insert_observers
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.qat.hiding import HiddenBatchNorm, hide, reveal
 from coreml_quantizer.qat.trainee import Trainee
 from coreml_quantizer.qat.wrapping import wrap_for_training
 from coreml_quantizer.rules import rules
 from coreml_quantizer.sharing import Place
-from coreml_quantizer.values import evaluate
 
 
 class CoreMLQuantizer(Quantizer):
@@ -94,7 +91,7 @@ class CoreMLQuantizer(Quantizer):
             self._training = Trainee(wrap_for_training(model, edge_or_node_to_obs_or_fq, placement, hidden))
         else:
             reveal(model, hidden)
-            self._prepare_calibration(model, edge_or_node_to_obs_or_fq, placement)
+            wrap_for_calibration(model, edge_or_node_to_obs_or_fq, placement)
         edge_or_node_to_obs_or_fq.clear()
 
     def step(self) -> None:
@@ -113,27 +110,8 @@ class CoreMLQuantizer(Quantizer):
             )
         self._training.step()
 
-    def _prepare_calibration(
-        self, model: GraphModule, observers: dict[Place, torch.nn.Module], placement: Placement
-    ) -> None:
-        training.refuse_training_mode(model)
-        training.warn_of_settings(observers.values())
-        round_constants_to_half(model, placement.weights, rules)
-        _watch_weights(model, observers, placement.weights)
-        insert_observers(model, observers, placement.sources)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placement": None, "_hidden": [], "_training": None}
 
     def __repr__(self) -> str:
         return f"CoreMLQuantizer({self.config!r})"
-
-
-def _watch_weights(
-    model: GraphModule, observers: dict[Place, torch.nn.Module], weights: tuple[tuple[Node, Node], ...]
-) -> None:
-    """Ties each weight to its observer: it needs no calibration sample and costs nothing during calibration."""
-    for edge in weights:
-        observer = observers[edge]
-        if isinstance(observer, RangeObserver) and not observer.constant:
-            observer.watch_weight(evaluate(edge[0], model))

@@ -39,6 +39,7 @@ class RangeObserver(ObserverBase):
         ARGUMENTS: What its constructor takes beside the spec, by name; configurations are checked against it.
         PER_CHANNEL: Whether it can estimate a range for every channel.
         tensor_name: Graph name of the observed tensor, for messages.
+        module_name: Path of the module that makes it; "" for the model itself and for what no module makes.
         min_val: Running minimum, float32, shape `()` or `(channels,)`.
         max_val: Running maximum, same shape.
     """
@@ -59,6 +60,7 @@ class RangeObserver(ObserverBase):
         self.quant_max = spec.storage.quant_max
         self.ch_axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else -1
         self.tensor_name = self.UNNAMED
+        self.module_name = ""
         self._weight: tuple[Tensor, ...] = ()
         self._observes = True
         # Shared by all observers of a group, and a plain list so that torch.nn.Module does not register them twice.
@@ -180,14 +182,15 @@ class RangeObserver(ObserverBase):
         """Returns why no range can be told, as a message that names the tensor."""
         if self.constant:
             return f"The weight '{self.tensor_name}' is empty, or contains not-a-number or infinite values."
+        name = f"'{self.tensor_name}'" + (f" in module '{self.module_name}'" if self.module_name else "")
         if bool((self.min_val > self.max_val).any()):
             return (
-                f"'{self.tensor_name}' was never observed, so it has no range. Run the prepared model on "
+                f"{name} was never observed, so it has no range. Run the prepared model on "
                 "representative inputs (at least one non-empty batch) before convert_pt2e, or set "
                 "activation_dtype=torch.float32 for weight-only quantization, which needs none."
             )
         return (
-            f"'{self.tensor_name}' took not-a-number or infinite values during calibration. Find the input that "
+            f"{name} took not-a-number or infinite values during calibration. Find the input that "
             "makes them, or leave the module out with module_name_configs={'<module>': None}."
         )
 

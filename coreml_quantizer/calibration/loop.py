@@ -1,0 +1,155 @@
+"""The calibration loop."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves, tree_map
+
+from coreml_quantizer.calibration import checkpoint as checkpoints
+from coreml_quantizer.calibration import merging
+from coreml_quantizer.calibration.observing import Observers, check_finite, observers_of
+from coreml_quantizer.calibration.progress import shown
+from coreml_quantizer.errors import CalibrationError
+
+
+def calibrate(
+    prepared: GraphModule,
+    loader: Iterable[Any],
+    *,
+    max_batches: int | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    shard: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 10,
+    progress: bool = True,
+) -> int:
+    """Runs a prepared model on representative data, so that its observers find the ranges of all activations.
+
+    When a `torch.distributed` process group is up, every process shows its own batches, and at the end all have the
+    same observers: for min_max, histogram, percentile and entropy exactly those of one process over all batches.
+
+    Args:
+        prepared: What `prepare_pt2e` returned.
+        loader: Batches: a tensor, a tuple or list of positional inputs, or a dict of named ones. They are moved to the
+            device of the model. Resuming expects the same batches in the same order.
+        max_batches: How many of them to take, in each process; None for all.
+        inputs: Takes a batch and returns what the model is called with, such as `lambda batch: batch[0]`.
+        shard: Whether every process takes its share of `loader` (the first of two takes every other batch). Leave it
+            out where `loader` gives each process batches of its own already, such as with a DistributedSampler.
+        checkpoint: File to save progress in, and to resume from when it exists; removed when calibration is done. Other
+            processes than the first append their number to its name.
+        checkpoint_every: Batches between two checkpoints.
+        progress: Whether to show a bar on standard error, if that is a terminal.
+
+    Returns:
+        How many batches were observed, over all processes, those before a resumption included.
+
+    Raises:
+        CalibrationError: There are no batches, one is empty, the model makes not-a-number or infinite values of one
+            (batch and tensor are named), or the checkpoint does not fit.
+        ValueError: `max_batches` or `checkpoint_every` is below 1.
+    """
+    for name, value in (("max_batches", max_batches), ("checkpoint_every", checkpoint_every)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1.")
+    observers = observers_of(prepared)
+    if not any(observer.observes for observer in observers.values()):
+        return 0
+    loop = _Loop(prepared, observers, inputs, _checkpoint_path(checkpoint), checkpoint_every)
+    batches = itertools.islice(loader, max_batches)
+    if shard:
+        batches = itertools.islice(batches, merging.rank(), None, merging.processes())
+    if merging.processes() == 1:
+        loop.run(batches, _total(loader, max_batches), progress)
+        seen = loop.done
+    else:
+        seen = _run_with_others(loop, batches, progress)
+    if loop.path is not None:
+        loop.path.unlink(missing_ok=True)
+    if not seen:
+        raise CalibrationError("The loader gave no batches; observers need at least one.")
+    return seen
+
+
+class _Loop:
+    """One process's share of calibration.
+
+    Attributes:
+        done: Batches that the observers have seen.
+    """
+
+    def __init__(
+        self,
+        prepared: GraphModule,
+        observers: Observers,
+        inputs: Callable[[Any], Any] | None,
+        path: Path | None,
+        every: int,
+    ) -> None:
+        self.path = path
+        self.done = 0
+        self._prepared, self._observers, self._inputs, self._every = prepared, observers, inputs, every
+        tensors = itertools.chain(prepared.parameters(), prepared.buffers())
+        self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def run(self, batches: Iterable[Any], total: int | None, progress: bool) -> None:
+        if self.path is not None:
+            self.done = checkpoints.load(self.path, self._observers)
+        remaining = itertools.islice(batches, self.done, None)
+        with torch.no_grad():
+            for batch in shown(remaining, total, self.done, progress):
+                self._observe(batch)
+                self.done += 1
+                if self.path is not None and self.done % self._every == 0:
+                    checkpoints.save(self.path, self._observers, self.done)
+
+    def _observe(self, batch: Any) -> None:
+        try:
+            positional, named = _arguments(self._inputs(batch) if self._inputs is not None else batch)
+            _check_not_empty(positional, named)
+            move = lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf  # noqa: E731
+            self._prepared(*tree_map(move, positional), **tree_map(move, named))
+            check_finite(self._observers)
+        except CalibrationError as error:
+            raise CalibrationError(f"Batch {self.done}: {error}") from error
+
+
+def _run_with_others(loop: _Loop, batches: Iterator[Any], progress: bool) -> int:
+    failure: Exception | None = None
+    try:
+        loop.run(batches, None, progress and merging.rank() == 0)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait for this one
+        failure = error
+    return merging.merge(loop._observers, loop.done, failure)
+
+
+def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch) if isinstance(batch, list | tuple) else (batch,)), {}
+
+
+def _check_not_empty(positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+    for name, value in (*enumerate(positional), *named.items()):
+        for leaf in tree_leaves(value):
+            if isinstance(leaf, Tensor) and leaf.numel() == 0:
+                raise CalibrationError(f"input {name!r} is empty: its shape is {tuple(leaf.shape)}.")
+
+
+def _checkpoint_path(checkpoint: str | os.PathLike[str] | None) -> Path | None:
+    if checkpoint is None:
+        return None
+    path = Path(checkpoint)
+    return path.with_name(f"{path.name}.{merging.rank()}") if merging.rank() else path
+
+
+def _total(loader: Iterable[Any], max_batches: int | None) -> int | None:
+    length = len(loader) if isinstance(loader, Sized) else None
+    known = [number for number in (length, max_batches) if number is not None]
+    return min(known, default=None)

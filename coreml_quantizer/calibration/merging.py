@@ -1,0 +1,62 @@
+"""Calibration in several processes: every one ends with what one process would have seen."""
+
+from dataclasses import dataclass
+
+from torch import distributed
+
+from coreml_quantizer.calibration.observing import Observers
+from coreml_quantizer.errors import CalibrationError
+from coreml_quantizer.estimators.base import State
+
+
+@dataclass(frozen=True)
+class _Contribution:
+    """What one process has to say after its last batch."""
+
+    batches: int
+    error: str | None
+    states: dict[str, State]
+
+
+def processes() -> int:
+    """Returns how many processes calibrate together: 1 without a process group."""
+    up = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if up else 1
+
+
+def rank() -> int:
+    """Returns the number of this process among them."""
+    return distributed.get_rank() if processes() > 1 else 0
+
+
+def merge(observers: Observers, batches: int, error: Exception | None) -> int:
+    """Merges observers of all processes and returns their batches together; each of them must call it.
+
+    Args:
+        observers: The same observers in every process.
+        batches: How many batches this process saw.
+        error: What stopped this process. The others must not wait for it, so it comes here too.
+
+    Raises:
+        CalibrationError: Some process failed; all raise.
+    """
+    mine = _Contribution(batches, None if error is None else str(error), _states(observers))
+    everyone: list[_Contribution | None] = [None] * processes()
+    distributed.all_gather_object(everyone, mine)
+    contributions = [found for found in everyone if found is not None]
+    failures = [f"process {number}: {found.error}" for number, found in enumerate(contributions) if found.error]
+    if failures:
+        raise CalibrationError("Calibration failed in\n  " + "\n  ".join(failures)) from error
+    for name, observer in observers.items():
+        states = [found.states[name] for found in contributions if name in found.states]
+        if states:
+            observer.load_state(observer.merge(states))
+    return sum(found.batches for found in contributions)
+
+
+def _states(observers: Observers) -> dict[str, State]:
+    return {
+        name: {key: value.cpu() for key, value in observer.state().items()}
+        for name, observer in observers.items()
+        if observer.observes and bool((observer.min_val <= observer.max_val).all())
+    }

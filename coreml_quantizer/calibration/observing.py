@@ -1,0 +1,66 @@
+"""The observers of a prepared graph."""
+
+import torch
+from torch.fx import GraphModule
+
+from coreml_quantizer.errors import CalibrationError
+from coreml_quantizer.estimators import RangeObserver
+from coreml_quantizer.scope import module_stack
+
+Observers = dict[str, RangeObserver]
+"""Observers by the name under which the graph has them, in graph order."""
+
+
+def observers_of(prepared: GraphModule) -> Observers:
+    """Returns all observers of `prepared`, those of weights too.
+
+    Raises:
+        CalibrationError: It has none that this package made.
+    """
+    found = find_observers(prepared)
+    if not found:
+        raise CalibrationError(
+            "This graph has no observers of CoreMLQuantizer. Pass what prepare_pt2e(graph, CoreMLQuantizer(...)) "
+            "returned, before convert_pt2e."
+        )
+    return found
+
+
+def find_observers(prepared: GraphModule) -> Observers:
+    """Returns the observers of any graph; none when it has none."""
+    found: Observers = {}
+    for node in prepared.graph.nodes:
+        if node.op == "call_module":
+            module = prepared.get_submodule(str(node.target))
+            if isinstance(module, RangeObserver):
+                found[str(node.target)] = module
+    return found
+
+
+def name_modules(prepared: GraphModule) -> None:
+    """Tells every observer the module that makes what it observes, for its messages."""
+    for node in prepared.graph.nodes:
+        if node.op == "call_module":
+            module = prepared.get_submodule(str(node.target))
+            source = node.args[0]
+            if isinstance(module, RangeObserver) and source.op == "call_function":
+                stack = module_stack(source)
+                module.module_name = stack[-1][0] if stack else ""
+
+
+def check_finite(observers: Observers) -> None:
+    """Checks all ranges at once; what is wrong first in the graph is where it began.
+
+    Raises:
+        CalibrationError: An observer saw not-a-number or infinite values.
+    """
+    watching = [observer for observer in observers.values() if observer.observes]
+    if not watching:
+        return
+    low = torch.stack([observer.min_val for observer in watching])
+    high = torch.stack([observer.max_val for observer in watching])
+    # An observer that saw nothing has the range from inf to -inf, which is fine here.
+    fine = (low > -torch.inf) & (high < torch.inf)
+    if not bool(fine.all()):
+        first = int((~fine).nonzero()[0, 0])
+        raise CalibrationError(watching[first].why_no_range())

@@ -1,0 +1,45 @@
+"""Turns an annotated graph into one that calibrates."""
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from coreml_quantizer import training
+from coreml_quantizer.annotator import Placement
+from coreml_quantizer.calibration.observing import name_modules
+from coreml_quantizer.estimators import RangeObserver
+from coreml_quantizer.half_constants import round_constants_to_half
+from coreml_quantizer.insertion import insert_observers
+from coreml_quantizer.rules import rules
+from coreml_quantizer.sharing import Place
+from coreml_quantizer.values import evaluate
+
+
+def wrap_for_calibration(graph_module: GraphModule, observers: Mapping[Place, nn.Module], placement: Placement) -> None:
+    """Rounds float constants, ties observers of weights to them, and inserts all observers.
+
+    Args:
+        graph_module: The annotated graph, changed in place.
+        observers: Observer of every annotated place; the same object at places that share.
+        placement: Which of the places are weights, and where new values arise.
+
+    Raises:
+        QuantizerError: The model was exported in training mode.
+    """
+    training.refuse_training_mode(graph_module)
+    training.warn_of_settings(observers.values())
+    round_constants_to_half(graph_module, placement.weights, rules)
+    _watch_weights(graph_module, observers, placement.weights)
+    insert_observers(graph_module, observers, placement.sources)
+    name_modules(graph_module)
+
+
+def _watch_weights(
+    model: GraphModule, observers: Mapping[Place, nn.Module], weights: tuple[tuple[Node, Node], ...]
+) -> None:
+    """Ties each weight to its observer: it needs no calibration sample and costs nothing during calibration."""
+    for edge in weights:
+        observer = observers[edge]
+        if isinstance(observer, RangeObserver) and not observer.constant:
+            observer.watch_weight(evaluate(edge[0], model))

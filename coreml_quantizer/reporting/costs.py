@@ -1,0 +1,84 @@
+"""What the operators and the weights of a graph amount to."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+from torch.fx import GraphModule
+
+from coreml_quantizer.calibration.observing import find_observers
+from coreml_quantizer.decisions import Decision
+from coreml_quantizer.errors import QuantizerError
+from coreml_quantizer.reporting.macs import multiply_adds
+from coreml_quantizer.specs import PerBlock, PerChannelGroup
+from coreml_quantizer.weights import BlockObserver, PaletteObserver
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Sums over a graph.
+
+    Attributes:
+        macs: Multiply-adds.
+        quantized_macs: Those that read quantized activations.
+        bytes: Bytes of float parameters and buffers, each counted once.
+        quantized_bytes: Those that are quantized.
+        misfits: Weights whose block or group size does not divide them, as messages.
+    """
+
+    macs: int
+    quantized_macs: int
+    bytes: int
+    quantized_bytes: int
+    misfits: tuple[str, ...]
+
+
+def measure(prepared: GraphModule, decisions: Iterable[Decision]) -> Costs:
+    """Adds up the costs of a prepared graph.
+
+    Raises:
+        QuantizerError: Its weights are converted already.
+    """
+    sizes = _sizes(prepared)
+    quantized = {name for found in decisions for name in found.weights}
+    if not quantized <= sizes.keys() and not any("." in found.node for found in decisions):
+        raise QuantizerError("This graph is converted already. Report on what prepare_pt2e returned.")
+    macs = {node.name: multiply_adds(node, prepared) for node in prepared.graph.nodes if node.op == "call_function"}
+    in_integers = {found.node for found in decisions if found.outcome != "float" and found.activations}
+    return Costs(
+        sum(macs.values()),
+        sum(count for name, count in macs.items() if name in in_integers),
+        sum(sizes.values()),
+        sum(sizes.get(name, 0) for name in quantized),
+        tuple(_misfits(prepared)),
+    )
+
+
+def _sizes(graph_module: GraphModule) -> dict[str, int]:
+    """Bytes of float tensors by name; of several names for one tensor, the first that the graph reads counts."""
+    found: dict[str, int] = {}
+    seen: set[int] = set()
+    for node in graph_module.graph.nodes:
+        name = str(node.target)
+        if node.op != "get_attr" or name in found:
+            continue
+        value = attrgetter(name)(graph_module)
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            found[name] = 0 if id(value) in seen else value.numel() * value.element_size()
+            seen.add(id(value))
+    return found
+
+
+def _misfits(prepared: GraphModule) -> Iterable[str]:
+    for observer in find_observers(prepared).values():
+        granularity = observer.spec.granularity
+        if not isinstance(observer, BlockObserver | PaletteObserver):
+            continue
+        if isinstance(granularity, PerBlock | PerChannelGroup) and granularity.size not in observer.block_sizes():
+            kind = "block_size" if isinstance(granularity, PerBlock) else "group_size"
+            instead = "per channel" if isinstance(granularity, PerBlock) else "as one group"
+            yield (
+                f"{kind}={granularity.size} does not divide '{observer.tensor_name}' of shape "
+                f"{tuple(observer.weight.shape)}, which is quantized {instead}."
+            )

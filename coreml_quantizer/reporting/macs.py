@@ -1,0 +1,97 @@
+"""Multiplications and additions that an operator call makes."""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+Shape = tuple[int, ...]
+
+
+def multiply_adds(node: Node, graph_module: GraphModule) -> int:
+    """Returns how many multiply-adds a call makes, 0 for what is no product.
+
+    Dimensions that the export left open count with the size that they had in its example.
+
+    Args:
+        node: A call in a prepared graph.
+        graph_module: The graph.
+    """
+    packet = str(getattr(node.target, "overloadpacket", "")).rstrip("_")
+    count = _COUNTS.get(packet)
+    if count is None:
+        return 0
+    return count(shape_of(node, graph_module), [_operand(argument, graph_module) for argument in node.args])
+
+
+def shape_of(node: Node, graph_module: GraphModule) -> Shape:
+    """Returns the shape of the tensor that `node` makes, or shows through an observer; () when it makes none."""
+    while node.op == "call_module":
+        node = node.all_input_nodes[0]
+    value = node.meta.get("val")
+    if value is None and node.op == "get_attr":
+        value = attrgetter(str(node.target))(graph_module)
+    return tuple(_extent(extent) for extent in getattr(value, "shape", ()))
+
+
+def _extent(extent: Any) -> int:
+    if isinstance(extent, int):
+        return extent
+    hint = extent.node.hint
+    return 1 if hint is None else int(hint)
+
+
+def _operand(argument: Any, graph_module: GraphModule) -> Any:
+    if isinstance(argument, Node):
+        return shape_of(argument, graph_module)
+    if isinstance(argument, list | tuple):
+        return [_operand(inner, graph_module) for inner in argument]
+    return argument
+
+
+def _convolution(output: Shape, operands: list[Any]) -> int:
+    return prod(output) * prod(operands[1][1:])
+
+
+def _transposed_convolution(output: Shape, operands: list[Any]) -> int:
+    return prod(operands[0]) * prod(operands[1][1:])
+
+
+def _product(position: int) -> Callable[[Shape, list[Any]], int]:
+    return lambda output, operands: prod(output) * operands[position][-1]
+
+
+def _attention(output: Shape, operands: list[Any]) -> int:
+    query, key = operands[0], operands[1]
+    return prod(query) * key[-2] + prod(output) * key[-2]
+
+
+def _einsum(output: Shape, operands: list[Any]) -> int:
+    """The product of all extents, which an einsum of two operands takes."""
+    terms = operands[0].split("->")[0].replace(" ", "").split(",")
+    if "." in operands[0] or len(terms) < 2:
+        return 0
+    return prod(
+        {
+            label: extent
+            for term, shape in zip(terms, operands[1], strict=True)
+            for label, extent in zip(term, shape, strict=True)
+        }.values()
+    )
+
+
+_COUNTS: Mapping[str, Callable[[Shape, list[Any]], int]] = MappingProxyType(
+    {
+        **dict.fromkeys(("aten.conv1d", "aten.conv2d", "aten.conv3d"), _convolution),
+        **dict.fromkeys(
+            ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"), _transposed_convolution
+        ),
+        **dict.fromkeys(("aten.linear", "aten.matmul", "aten.mm", "aten.bmm"), _product(0)),
+        **dict.fromkeys(("aten.addmm", "aten.baddbmm"), _product(1)),
+        "aten.scaled_dot_product_attention": _attention,
+        "aten.einsum": _einsum,
+    }
+)

@@ -1,0 +1,121 @@
+"""Puts decisions, costs and warnings together."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.fx import GraphModule
+
+from coreml_quantizer.config.policy import QuantizationPolicy
+from coreml_quantizer.decisions import Decision, decisions_of
+from coreml_quantizer.reporting.costs import Costs, measure
+from coreml_quantizer.reporting.effects import without_effect
+from coreml_quantizer.reporting.tables import render
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of a whole.
+
+    Attributes:
+        quantized: How much of it is quantized.
+        total: All of it.
+    """
+
+    quantized: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        """From 0 to 1; 0 of nothing is 0."""
+        return self.quantized / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a prepared model.
+
+    Attributes:
+        decisions: One for every operator call, in graph order.
+        macs: Multiply-adds that read quantized activations, of all.
+        weight_bytes: Bytes of float parameters and buffers that are quantized, of all, as they were before.
+        warnings: What the configuration says without effect, and where a size it asks for does not fit.
+    """
+
+    decisions: tuple[Decision, ...]
+    macs: Share
+    weight_bytes: Share
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as dicts, lists, strings and numbers."""
+        return {
+            "summary": {
+                "outcomes": dict(Counter(decision.outcome for decision in self.decisions)),
+                "macs": {**asdict(self.macs), "fraction": self.macs.fraction},
+                "weight_bytes": {**asdict(self.weight_bytes), "fraction": self.weight_bytes.fraction},
+            },
+            "warnings": list(self.warnings),
+            "operators": [{**asdict(decision), "weights": list(decision.weights)} for decision in self.decisions],
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Returns the report as JSON, and writes it to `path` if given."""
+        text = json.dumps(self.to_dict(), indent=2)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    def to_text(self, everything: bool = False) -> str:
+        """Returns a table with a summary.
+
+        Args:
+            everything: Whether to list operators too that no configuration can quantize, such as those on integers.
+        """
+        shown = [found for found in self.decisions if everything or found.entry is not None]
+        rows = [
+            (found.node, found.op.removeprefix("aten."), found.module, _outcome(found), found.entry or "", found.reason)
+            for found in shown
+        ]
+        hidden = len(self.decisions) - len(shown)
+        left_out = [f"{hidden} operators on integers, masks or constants are not listed."] if hidden else []
+        return render(_COLUMNS, rows, [*self._summary(), *left_out, *(f"Warning: {text}" for text in self.warnings)])
+
+    def _summary(self) -> Iterable[str]:
+        outcomes = Counter(_outcome(decision) for decision in self.decisions)
+        yield ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+        yield f"{self.macs.fraction:.1%} of {self.macs.total:,} multiply-adds read quantized activations"
+        yield f"{self.weight_bytes.fraction:.1%} of {self.weight_bytes.total:,} bytes of weights are quantized"
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def __repr__(self) -> str:
+        return f"<Report: {'; '.join(self._summary())}>"
+
+
+_COLUMNS = ("node", "operator", "module", "outcome", "by", "why")
+
+
+def make_report(prepared: GraphModule, policy: QuantizationPolicy) -> Report:
+    """Reports on what `prepare_pt2e` returned with a quantizer of `policy`.
+
+    Raises:
+        QuantizerError: The graph is not one that a CoreMLQuantizer prepared, or is converted already.
+    """
+    decisions = decisions_of(prepared)
+    costs: Costs = measure(prepared, decisions)
+    return Report(
+        decisions,
+        Share(costs.quantized_macs, costs.macs),
+        Share(costs.quantized_bytes, costs.bytes),
+        (*without_effect(policy, decisions), *costs.misfits),
+    )
+
+
+def _outcome(decision: Decision) -> str:
+    weight_only = decision.outcome == "quantized" and decision.weights and not decision.activations
+    return "weights only" if weight_only else decision.outcome

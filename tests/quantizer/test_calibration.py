@@ -1,0 +1,180 @@
+"""The calibration loop: what it takes, how it resumes, and several processes."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from coreml_quantizer import CalibrationError, CoreMLQuantizer, calibrate
+from coreml_quantizer.estimators import ESTIMATORS
+
+from .calibrate_sharded import batches, prepared, qparams
+from .graphs import WEIGHT_ONLY, prepare
+
+EXACT = ("min_max", "histogram", "percentile", "entropy")
+
+
+def reference(estimator: str) -> dict:
+    graph = prepared(estimator)
+    for batch in batches():
+        graph(batch)
+    return qparams(graph)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_loop_does_what_calling_the_model_does(estimator: str) -> None:
+    graph = prepared(estimator)
+    assert calibrate(graph, batches()) == 7
+    assert qparams(graph) == reference(estimator)
+    convert_pt2e(graph)
+
+
+def test_batches_are_tensors_tuples_or_dicts() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.linear(x) + self.linear(y)
+
+    found = []
+    x, y = batches()[:2]
+    for batch in ((x, y), [x, y], {"x": x, "y": y}):
+        torch.manual_seed(0)
+        graph = prepare(Sum(), (x, y))
+        assert calibrate(graph, [batch]) == 1
+        found.append(qparams(graph))
+    graph = prepared("min_max")
+    calibrate(graph, [(batch, torch.tensor(3)) for batch in batches()], inputs=lambda batch: batch[0])
+    assert found[0] == found[1] == found[2]
+    assert qparams(graph) == reference("min_max")
+
+
+def test_no_more_than_max_batches_are_taken() -> None:
+    taken = []
+
+    def endless() -> Iterator[Tensor]:
+        for batch in batches() * 100:
+            taken.append(batch)
+            yield batch
+
+    graph = prepared("min_max")
+    assert calibrate(graph, endless(), max_batches=3) == 3
+    assert len(taken) == 3
+    expected = prepared("min_max")
+    for batch in batches()[:3]:
+        expected(batch)
+    assert qparams(graph) == qparams(expected)
+
+
+class Interruption(Exception):
+    pass
+
+
+def interrupted(after: int) -> Iterator[Tensor]:
+    yield from batches()[:after]
+    raise Interruption
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_interrupted_calibration_resumes_exactly(estimator: str, tmp_path: Path) -> None:
+    path = tmp_path / "calibration"
+    with pytest.raises(Interruption):
+        calibrate(prepared(estimator), interrupted(5), checkpoint=path, checkpoint_every=2)
+    assert [found.name for found in tmp_path.iterdir()] == ["calibration"], "nothing half written is left"
+    taken = []
+    graph = prepared(estimator)
+    assert calibrate(graph, (taken.append(batch) or batch for batch in batches()), checkpoint=path) == 7
+    assert len(taken) == 7, "the loader is advanced over the four batches that were done"
+    assert qparams(graph) == reference(estimator)
+    assert not list(tmp_path.iterdir()), "a finished calibration starts anew next time"
+
+
+def test_what_a_checkpoint_covers_is_not_observed_again(tmp_path: Path) -> None:
+    path = tmp_path / "calibration"
+    with pytest.raises(Interruption):
+        calibrate(prepared("min_max"), interrupted(4), checkpoint=path, checkpoint_every=4)
+    graph = prepared("min_max")
+    others = [torch.full((4, 6), 1e6)] * 4 + batches()[4:]
+    calibrate(graph, others, checkpoint=path)
+    assert qparams(graph) == reference("min_max")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "other model", "other data"])
+def test_unfit_checkpoints_are_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "calibration"
+    with pytest.raises(Interruption):
+        calibrate(prepared("min_max"), interrupted(4), checkpoint=path, checkpoint_every=1)
+    saved = path.read_bytes()
+    other = io.BytesIO()
+    torch.save([1, 2], other)
+    path.write_bytes({"truncated": saved[:-100], "text": b"hello", "other data": other.getvalue()}.get(damage, saved))
+    estimator = "histogram" if damage == "other model" else "min_max"
+    with pytest.raises(CalibrationError, match=r"calibration.*(Delete it|another path)"):
+        calibrate(prepared(estimator), batches(), checkpoint=path)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_batch_that_makes_no_numbers_is_named_with_the_tensor(estimator: str) -> None:
+    class Log(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.log()
+
+    model = nn.Sequential(nn.Identity(), Log(), nn.Linear(6, 3))
+    graph = prepare(model, (batches()[0],), {"default": {"activation": {"estimator": estimator}}})
+    with pytest.raises(CalibrationError, match=r"Batch 1: 'log' in module '1' took not-a-number or infinite values"):
+        calibrate(graph, [batches()[0].abs(), batches()[1]])
+
+
+def test_an_empty_batch_is_named() -> None:
+    with pytest.raises(CalibrationError, match=r"Batch 1: input 0 is empty: its shape is \(0, 6\)"):
+        calibrate(prepared("min_max"), [batches()[0], torch.empty(0, 6)])
+
+
+def test_no_batches_and_wrong_graphs_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="gave no batches"):
+        calibrate(prepared("min_max"), [])
+    with pytest.raises(CalibrationError, match="no observers of CoreMLQuantizer"):
+        calibrate(torch.export.export(nn.ReLU(), (batches()[0],)).module(), batches())
+    with pytest.raises(ValueError, match="max_batches=0"):
+        calibrate(prepared("min_max"), batches(), max_batches=0)
+
+
+def test_weight_only_models_need_no_batch() -> None:
+    assert calibrate(prepare(nn.Linear(6, 3), (batches()[0],), WEIGHT_ONLY), []) == 0
+
+
+def test_nothing_is_printed_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    calibrate(prepared("min_max"), batches(), progress=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_two_processes_end_like_one(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("calibrate_sharded.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, tmp_path]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    for estimator in ESTIMATORS:
+        seen, found = first[estimator]
+        assert seen == 7
+        if estimator in EXACT:
+            assert found == reference(estimator)
+    assert first["own loader"] == (7, reference("min_max"))
+    kind, message = first["error"]
+    assert kind == "CalibrationError"
+    assert "process 1: Batch 1: " in message
+
+
+def test_quantizers_are_plain_objects() -> None:
+    graph = torch.export.export(nn.Linear(6, 3).eval(), (batches()[0],)).module()
+    assert repr(CoreMLQuantizer("w8")) == "CoreMLQuantizer('w8')"
+    assert prepare_pt2e(graph, CoreMLQuantizer("w8")) is not None

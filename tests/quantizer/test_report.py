@@ -1,0 +1,156 @@
+"""The placement report: outcomes, entries, reasons, costs, and configuration without effect."""
+
+import builtins
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from coreml_quantizer import CoreMLQuantizer, LayerConfig, QuantizerConfig, QuantizerError, Skip, WeightConfig
+from coreml_quantizer.reporting import Report
+from coreml_quantizer.reporting.tables import plain
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.act = nn.ReLU()
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 5, bias=False)
+        self.up = nn.ConvTranspose2d(8, 4, 2, groups=2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.act(self.conv(x))
+        return self.head(self.norm(y)), self.up(y).sigmoid()
+
+
+IMAGE = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
+CONV, HEAD, UP = 2 * 8 * 6 * 6 * 27, 2 * 8 * 6 * 5 * 6, 2 * 8 * 6 * 6 * 2 * 2 * 2
+WEIGHTS = {"conv": 4 * 216, "head": 4 * 30, "up": 4 * 64}
+OTHERS = 4 * (8 + 6 + 6 + 4)
+
+
+def prepare(config: object, model: nn.Module | None = None) -> tuple[CoreMLQuantizer, GraphModule]:
+    quantizer = CoreMLQuantizer(config)
+    graph = torch.export.export((model or Model()).eval(), IMAGE).module()
+    return quantizer, prepare_pt2e(graph, quantizer)
+
+
+def report(config: object = None) -> Report:
+    quantizer, prepared = prepare(config)
+    return quantizer.report(prepared)
+
+
+def test_every_operator_has_an_outcome_an_entry_and_a_reason() -> None:
+    found = {decision.op: decision for decision in report().decisions}
+    assert found["aten.conv2d"].outcome == "quantized"
+    assert found["aten.conv2d"].weights == ("conv.weight",)
+    assert found["aten.conv2d"].entry == "global"
+    assert found["aten.layer_norm"].outcome == "float"
+    assert "eight bits" in found["aten.layer_norm"].reason
+    assert found["aten.linear"].module == "head"
+    assert all(decision.reason for decision in found.values())
+
+
+def test_costs_are_counted() -> None:
+    found = report()
+    assert (found.macs.quantized, found.macs.total) == (CONV + HEAD + UP, CONV + HEAD + UP)
+    assert found.weight_bytes.quantized == sum(WEIGHTS.values())
+    assert found.weight_bytes.total == sum(WEIGHTS.values()) + OTHERS
+    found = report(QuantizerConfig(modules={"head": None, "conv": LayerConfig(activation=None)}))
+    assert (found.macs.quantized, found.macs.total) == (UP, CONV + HEAD + UP)
+    assert found.weight_bytes.quantized == WEIGHTS["conv"] + WEIGHTS["up"]
+    assert report(QuantizerConfig(None)).macs.fraction == 0.0
+
+
+def test_products_are_counted() -> None:
+    class Products(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = nn.functional.scaled_dot_product_attention(x, x[:, :, :4], x[:, :, :4])
+            return torch.einsum("abij,abkj->ik", x, y) @ torch.ones(8, 7)
+
+    quantizer, prepared = prepare(None, Products())
+    attention = 2 * (2 * 3 * 8 * 4 * 8)
+    assert quantizer.report(prepared).macs.total == attention + 2 * 3 * 8 * 8 * 8 + 8 * 8 * 7
+
+
+def test_text_and_json_say_the_same(tmp_path: Path) -> None:
+    found = report(QuantizerConfig(modules={"head": None}))
+    text, path = found.to_text(), tmp_path / "report.json"
+    loaded = json.loads(found.to_json(path))
+    assert loaded == json.loads(path.read_text()) == found.to_dict()
+    assert f"{found.macs.total:,} multiply-adds" in text
+    assert loaded["summary"]["macs"]["total"] == found.macs.total
+    for operator in loaded["operators"]:
+        assert operator["node"] in found.to_text(everything=True)
+    assert "module_name head" in text
+    assert len(str(found)) == len(text)
+    assert repr(found).count("\n") == 0
+
+
+def test_the_table_needs_no_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    importing = builtins.__import__
+
+    def without_rich(name: str, *arguments: object, **keywords: object) -> object:
+        if name.startswith("rich"):
+            raise ImportError(name)
+        return importing(name, *arguments, **keywords)
+
+    found = report()
+    monkeypatch.setattr(builtins, "__import__", without_rich)
+    text = found.to_text()
+    assert text.splitlines()[0].split() == ["node", "operator", "module", "outcome", "by", "why"]
+    assert plain(("a", "b"), [("xx", "y")]) == "a   b\n--  -\nxx  y"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (QuantizerConfig(modules={"norm": LayerConfig()}), ["'module_name norm'", "eight bits"]),
+        (QuantizerConfig(types={"LayerNorm": None}), ["'module_type LayerNorm'", "floating point anyway"]),
+        (
+            QuantizerConfig(modules={"conv": None}, types={nn.Conv2d: None}),
+            ["Conv2d' changes nothing", "other entries"],
+        ),
+        (QuantizerConfig(skip=Skip(ops=("aten.layer_norm",))), ["'skip op aten.layer_norm'", "anyway"]),
+        (QuantizerConfig(None, first_layer="float"), ["'first_layer'", "quantizes no such layer"]),
+        ({"global_config": {}, "module_type_configs": {"LayerNorm": None}}, ["LayerNorm", "anyway"]),
+        (
+            QuantizerConfig(LayerConfig(WeightConfig(block_size=32), None)),
+            ["block_size=32", "'conv_weight'", "channel"],
+        ),
+    ],
+    ids=["float rule", "none", "shadowed", "skip", "first", "linear config", "block"],
+)
+def test_entries_without_effect_are_warnings(config: object, words: list[str]) -> None:
+    found = report(config)
+    assert all(any(word in warning for warning in found.warnings) for word in words), found.warnings
+    assert f"Warning: {found.warnings[0]}" in found.to_text()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        None,
+        QuantizerConfig(
+            modules={"head": None}, types={"ConvTranspose2d": LayerConfig(activation=None)}, first_layer="weight_only"
+        ),
+    ],
+    ids=["default", "effective"],
+)
+def test_entries_with_effect_are_no_warnings(config: object) -> None:
+    assert report(config).warnings == ()
+
+
+def test_other_graphs_are_refused() -> None:
+    quantizer, prepared = prepare(None)
+    prepared(*IMAGE)
+    with pytest.raises(QuantizerError, match="converted already"):
+        quantizer.report(convert_pt2e(prepared))
+    with pytest.raises(QuantizerError, match="no record"):
+        quantizer.report(torch.export.export(Model().eval(), IMAGE).module())
