@@ -13,11 +13,13 @@ from coreml_quantizer.config import (
 from coreml_quantizer.errors import (
     CalibrationError,
     ConfigError,
+    ExportError,
     QuantizerError,
     QuantizerWarning,
     RuleError,
     ScopeError,
 )
+from coreml_quantizer.linear_quantizer import LinearQuantizer
 from coreml_quantizer.quantizer import CoreMLQuantizer
 from coreml_quantizer.reporting import Report
 from coreml_quantizer.rules import OpRule, OutputRange, Treatment, WeightRole, rules
@@ -28,7 +30,9 @@ __all__ = [
     "ConfigError",
     "CoreMLQuantizer",
     "EstimatorConfig",
+    "ExportError",
     "LayerConfig",
+    "LinearQuantizer",
     "OpRule",
     "OutputRange",
     "QuantizerConfig",

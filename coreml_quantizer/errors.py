@@ -24,6 +24,10 @@ class CalibrationError(QuantizerError, RuntimeError):
     """Ranges cannot be computed from what the observers saw."""
 
 
+class ExportError(QuantizerError, RuntimeError):
+    """A model cannot be exported."""
+
+
 class QuantizerWarning(UserWarning):
     """Something in the configuration has no effect here; the message says why."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from coreml_quantizer.estimators.base import RangeObserver, qscheme_of
+from coreml_quantizer.estimators.base import RangeObserver, extremes, qscheme_of
 from coreml_quantizer.estimators.entropy import EntropyObserver
 from coreml_quantizer.estimators.histogram import HistogramObserver
 from coreml_quantizer.estimators.min_max import MinMaxObserver
@@ -32,5 +32,6 @@ __all__ = [
     "MseObserver",
     "PercentileObserver",
     "RangeObserver",
+    "extremes",
     "qscheme_of",
 ]

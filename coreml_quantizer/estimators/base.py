@@ -170,9 +170,10 @@ class RangeObserver(ObserverBase):
 
     def _observe(self, x: Tensor) -> None:
         low, high = extremes(x, self.ch_axis)
-        self._update(low.to(self.min_val.dtype), high.to(self.max_val.dtype))
+        self.update_range(low.to(self.min_val.dtype), high.to(self.max_val.dtype))
 
-    def _update(self, low: Tensor, high: Tensor) -> None:
+    def update_range(self, low: Tensor, high: Tensor) -> None:
+        """Updates the statistics with the extremes of a batch, float32, shape `()` or `(channels,)`."""
         raise NotImplementedError
 
     def _estimate(self) -> tuple[Tensor, Tensor]:

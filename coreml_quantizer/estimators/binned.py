@@ -89,7 +89,7 @@ class BinnedObserver(RangeObserver):
             "exponent": exponent,
         }
 
-    def _update(self, low: Tensor, high: Tensor) -> None:
+    def update_range(self, low: Tensor, high: Tensor) -> None:
         self.min_val = torch.minimum(self.min_val, low)
         self.max_val = torch.maximum(self.max_val, high)
 

@@ -11,7 +11,7 @@ from coreml_quantizer.estimators.base import RangeObserver, State
 class MinMaxObserver(RangeObserver):
     """The smallest and the largest value seen in all of calibration."""
 
-    def _update(self, low: Tensor, high: Tensor) -> None:
+    def update_range(self, low: Tensor, high: Tensor) -> None:
         self.min_val = torch.minimum(self.min_val, low)
         self.max_val = torch.maximum(self.max_val, high)
 

@@ -26,7 +26,7 @@ class MovingAverageObserver(RangeObserver):
         super().__init__(spec, **fields)
         self.momentum = momentum
 
-    def _update(self, low: Tensor, high: Tensor) -> None:
+    def update_range(self, low: Tensor, high: Tensor) -> None:
         # An unset minimum is infinite; the comparison stays on the device.
         unset = self.min_val > self.max_val
         self.min_val = torch.where(unset, low, torch.lerp(self.min_val, low, self.momentum))

@@ -9,10 +9,10 @@ from torch import Tensor
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase, FixedQParamsFakeQuantize
 
 from coreml_quantizer.errors import CalibrationError
-from coreml_quantizer.estimators import RangeObserver, qscheme_of
-from coreml_quantizer.qat.functional import fake_quantize_channels, fake_quantize_tensor
+from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver, RangeObserver, extremes, qscheme_of
+from coreml_quantizer.qat.functional import Interval, fake_quantize_channels, fake_quantize_tensor
 from coreml_quantizer.qat.schedule import Scheduled, nothing
-from coreml_quantizer.qparams import choose_qparams
+from coreml_quantizer.qparams import choose_qparams, choose_qparams_on_cpu
 from coreml_quantizer.specs import INT8, UINT8, IntegerStorage, Milestones, PerChannel, Scheme, TensorSpec
 
 Mode = bool | None
@@ -41,6 +41,7 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
         self.quant_min, self.quant_max = spec.storage.quant_min, spec.storage.quant_max
         self.tensor_name = "a tensor"
         self.observes = self.quantizes = True
+        self.leads = False
         self.known = True
         self.schedule(spec.training.milestones)
 
@@ -67,6 +68,11 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
         self.quantizes = enabled
         self.fake_quant_enabled = torch.full_like(self.fake_quant_enabled, enabled)
 
+    def switch(self, observes: bool, quantizes: bool) -> None:
+        """Sets both at once."""
+        self.enable_observer(observes)
+        self.enable_fake_quant(quantizes)
+
     def actions(self) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None], Callable[[], None]]:
         return self.enable_observer, self.enable_fake_quant, lambda: self.enable_observer(False), nothing
 
@@ -79,6 +85,7 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
 
         As in coremltools, tensors of a group train one range: each that can hold new values is observed.
         """
+        self.leads = True
         return Follower(self, observes)
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -108,6 +115,12 @@ class FakeQuantize(FakeQuantizer):
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
         self.register_buffer("range_known", torch.tensor(0, dtype=torch.uint8))
         self.known = False
+        self.clip: Interval | None = None
+
+    @property
+    def clips(self) -> bool:
+        """Whether what `x` would be clamped to is clamped to in quantizing it."""
+        return self.clip is not None and self.quantizes and self.known
 
     def forward(self, x: Tensor, mode: Mode = None) -> Tensor:
         """Fake-quantizes `x`, of any shape and float dtype; in eval mode (`mode` False) the range stays as it is."""
@@ -122,15 +135,33 @@ class FakeQuantize(FakeQuantizer):
             CalibrationError: `x` contains not-a-number or infinite values. Only seen at once on a CPU; on other devices
                 `quantizer.step()` looks.
         """
-        self.observer(x)
+        if not self.follows_extremes:
+            self.observer(x)
+            self.refresh()
+            return
+        low, high = extremes(x, self.ch_axis)
+        if self.clip is not None:
+            low, high = low.clamp(*self.clip), high.clamp(*self.clip)
+        self.observe_range(low, high)
+
+    @property
+    def follows_extremes(self) -> bool:
+        """Whether smallest and largest values are all that the estimator looks at."""
+        return isinstance(self.observer, MinMaxObserver | MovingAverageObserver)
+
+    def observe_range(self, low: Tensor, high: Tensor) -> None:
+        """Moves the range by the extremes of some values, float32, shape `()` or `(channels,)`."""
+        self.observer.update_range(low, high)
         self.refresh()
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if low.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check()
 
     def refresh(self) -> None:
         """Takes the grid of the range that the estimator has now."""
         low, high = self.observer.running_range()
-        self.set_qparams(*choose_qparams(low, high, self.storage, self.spec.scheme))
+        on_cpu = low.device.type == "cpu" and not torch.compiler.is_compiling()
+        choose = choose_qparams_on_cpu if on_cpu else choose_qparams
+        self.set_qparams(*choose(low, high, self.storage, self.spec.scheme))
 
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
         """Makes these the grid: any shapes of as many elements as there are channels."""
@@ -152,7 +183,7 @@ class FakeQuantize(FakeQuantizer):
         """Rounds `x` to the grid as it is."""
         low, high = self.quant_min, self.quant_max
         if self.ch_axis < 0:
-            return fake_quantize_tensor(x, self.scale, self.zero_point, low, high)
+            return fake_quantize_tensor(x, self.scale, self.zero_point, low, high, self.clip)
         return fake_quantize_channels(x, self.scale, self.zero_point, self.ch_axis, low, high)
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:

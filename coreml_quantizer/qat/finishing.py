@@ -11,6 +11,7 @@ from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.qat.batch_norm import BatchNorm
+from coreml_quantizer.qat.deferred_activation import DeferredActivation
 from coreml_quantizer.qat.dropout import Dropout
 from coreml_quantizer.rules import rules
 from coreml_quantizer.values import evaluate
@@ -51,6 +52,8 @@ class Finisher(FakeQuantizeBase):
             if isinstance(module, Dropout):
                 call.replace_all_uses_with(call.args[0])
                 model.graph.erase_node(call)
+            elif isinstance(module, DeferredActivation):
+                module.restore(call)
             elif isinstance(module, BatchNorm):
                 _convert_batch_norm(model, call, module)
         _forget_mode(model)

@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
-from coreml_quantizer.qat.fake_quantize import FakeQuantizer, Mode
+from coreml_quantizer.estimators import extremes
+from coreml_quantizer.qat.fake_quantize import FakeQuantize, FakeQuantizer, Mode
+from coreml_quantizer.qat.functional import fake_quantize_blocks
 from coreml_quantizer.values import evaluate
 from coreml_quantizer.weights.compressor import replace, store
 
@@ -50,8 +52,22 @@ class FoldedWeight(FakeQuantizeBase):
         """
         factor = self._factor(weight, norm_weight, variance)
         factor = torch.where(factor.abs() < _NO_FACTOR, torch.ones_like(factor), factor)
-        folded: Tensor = self.quantizer(weight * factor, mode)
+        quantizer = self.quantizer
+        if type(quantizer) is FakeQuantize and quantizer.ch_axis == self.axis and quantizer.follows_extremes:
+            return self._per_channel(quantizer, weight, factor, mode)
+        folded: Tensor = quantizer(weight * factor, mode)
         return folded / factor
+
+    def _per_channel(self, quantizer: FakeQuantize, weight: Tensor, factor: Tensor, mode: Mode) -> Tensor:
+        """Puts the factor into the scale of each channel, so that no pass over the weight is spent on it."""
+        if quantizer.observes and (mode is not False or not quantizer.known):
+            ends = torch.stack(extremes(weight.detach(), self.axis)) * factor.reshape(-1)
+            quantizer.observe_range(*torch.aminmax(ends, dim=0))
+        if not (quantizer.quantizes and quantizer.known):
+            return weight
+        scale = quantizer.scale.reshape(factor.shape) / factor
+        zero_point = quantizer.zero_point.reshape(factor.shape)
+        return fake_quantize_blocks(weight, scale, zero_point, quantizer.quant_min, quantizer.quant_max)
 
     def calculate_qparams(self, **_: object) -> tuple[Tensor, Tensor]:
         """Returns those of the folded weight."""

@@ -1,5 +1,6 @@
 """Turns an annotated graph into one that trains."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from torchao.quantization.pt2e.export_utils import _EXPORTED_TRAINING_ATTR as MO
 
 from coreml_quantizer.annotator import Placement
 from coreml_quantizer.insertion import insert_observers
+from coreml_quantizer.qat.deferred_activation import defer_activations
 from coreml_quantizer.qat.dropout import KINDS, Dropout
 from coreml_quantizer.qat.factory import fake_quantizer_of
 from coreml_quantizer.qat.fake_quantize import FakeQuantizer, FixedFakeQuantize, Follower
@@ -75,6 +77,7 @@ def wrap_for_training(
     insert_observers(graph_module, quantizers, placement.sources)
     _train_batch_norms(graph_module, hidden, mode, folded)
     _train_dropouts(graph_module, mode)
+    defer_activations(graph_module)
     _pass_mode(graph_module, mode)
     _add_finisher(graph_module)
     graph_module.recompile()
@@ -198,7 +201,9 @@ def _add_mode(graph_module: GraphModule, hidden: list[HiddenBatchNorm]) -> Node:
         node.target in KINDS and node.args[2] is True for node in graph_module.graph.nodes
     )
     setattr(graph_module, MODE, True if trains else None)
-    with graph_module.graph.inserting_before(next(iter(graph_module.graph.nodes))):
+    with graph_module.graph.inserting_before(next(iter(graph_module.graph.nodes))), warnings.catch_warnings():
+        # It is a plain attribute, which the graph reads as well as a buffer.
+        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node with no underlying reference")
         return graph_module.graph.get_attr(MODE)
 
 

@@ -1,0 +1,150 @@
+"""`LinearQuantizer`: quantization-aware training under the interface of coremltools."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
+
+from coreml_quantizer.errors import QuantizerError
+from coreml_quantizer.qat.exporting import export_for_training
+from coreml_quantizer.qat.finalized import FinalizedGraphModule
+from coreml_quantizer.qat.trainable import TrainableGraphModule
+from coreml_quantizer.quantizer import CoreMLQuantizer
+from coreml_quantizer.reporting import Report
+
+
+class LinearQuantizer:
+    """Trains a model with the rounding that the device will do.
+
+    Example:
+        >>> quantizer = LinearQuantizer(model, config)
+        >>> model = quantizer.prepare(example_inputs=torch.rand(1, 3, 224, 224), inplace=True)
+        >>> for inputs, labels in data:
+        ...     loss_fn(model(inputs), labels).backward()
+        ...     optimizer.step()
+        ...     quantizer.step()
+        >>> model = quantizer.finalize(inplace=True)
+
+    The interface is that of `coremltools.optimize.torch.quantization.LinearQuantizer`, so that one import line changes.
+    The model is exported by torch.export instead of traced by torch.fx, so that transformers train too, and the result
+    lowers to ExecuTorch as well as through coremltools.
+    """
+
+    def __init__(self, model: nn.Module, config: object = None) -> None:
+        """Reads and checks the configuration.
+
+        Args:
+            model: Any module that torch.export can trace.
+            config: What `CoreMLQuantizer` takes; milestones and algorithm steer the training.
+
+        Raises:
+            ConfigError: The configuration cannot be honoured; the message lists every reason.
+        """
+        self._model = model
+        self._quantizer = CoreMLQuantizer(config)
+        self._prepared: TrainableGraphModule | None = None
+        self._finalized = False
+
+    def prepare(self, example_inputs: Tensor | tuple[Any, ...], inplace: bool = False) -> GraphModule:
+        """Returns the model with fake quantizers, in training mode.
+
+        Args:
+            example_inputs: One input, or a tuple of all positional inputs. Later batches may have another size.
+            inplace: Whether the parameters of the result are those of the model, so that an optimizer made before
+                trains them; otherwise they are copies and the model stays as it is.
+
+        Raises:
+            ExportError: torch.export cannot trace the model; names the line.
+            QuantizerError: The model is prepared already.
+            ScopeError: The configuration names modules or types that the model does not have.
+        """
+        if self._prepared is not None:
+            raise QuantizerError(
+                "prepare() was called before on this LinearQuantizer. Make a new one to prepare a model again."
+            )
+        inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        model = self._model if inplace else copy.deepcopy(self._model)
+        was_training = model.training
+        try:
+            exported = export_for_training(model.train(), inputs)
+        finally:
+            model.train(was_training)
+        prepared = prepare_qat_pt2e(exported, self._quantizer)
+        self._prepared = TrainableGraphModule.of(prepared)
+        return self._prepared
+
+    def step(self) -> None:
+        """Takes one step of the milestones; without any, only lets the ranks of a process group agree.
+
+        Raises:
+            QuantizerError: There is no prepared model.
+            CalibrationError: A range is not finite.
+        """
+        self._require_prepared("step")
+        self._quantizer.step()
+
+    def finalize(self, model: GraphModule | None = None, inplace: bool = False) -> GraphModule:
+        """Returns the trained model with stored integer weights and quantize/dequantize operators, in eval mode.
+
+        Args:
+            model: A copy of what `prepare` returned, such as one with averaged weights; by default that itself.
+            inplace: Whether the prepared model is used up; otherwise a copy of it is converted.
+
+        Raises:
+            CalibrationError: Some tensor was never observed.
+            QuantizerError: There is no prepared model, or it was finalized in place already.
+        """
+        prepared = self._require_prepared("finalize")
+        if self._finalized:
+            raise QuantizerError("finalize(inplace=True) was called before; the prepared model is used up.")
+        target = prepared if model is None else model
+        target = target if inplace else copy.deepcopy(target)
+        target.train(False)
+        converted = FinalizedGraphModule.of(convert_pt2e(target))
+        self._finalized = inplace
+        return converted
+
+    def report(self) -> Report:
+        """Returns what was placed where, and why not where not.
+
+        Raises:
+            QuantizerError: There is no prepared model.
+        """
+        return self._quantizer.report(self._require_prepared("report"))
+
+    @contextmanager
+    def calibration(self) -> Iterator[GraphModule]:
+        """In it the model runs in eval mode, ranges follow the values, and nothing is rounded.
+
+        Yields:
+            The prepared model; afterwards everything is as it was before, but the ranges.
+
+        Raises:
+            QuantizerError: There is no prepared model.
+        """
+        prepared = self._require_prepared("calibration")
+        with prepared.switched(mode=None, observes=True, quantizes=False):
+            yield prepared
+
+    @contextmanager
+    def training(self) -> Iterator[GraphModule]:
+        """In it the model trains with ranges that follow and values that are rounded, whatever the milestones say.
+
+        Yields:
+            The prepared model; afterwards mode and switches are as they were before.
+
+        Raises:
+            QuantizerError: There is no prepared model.
+        """
+        prepared = self._require_prepared("training")
+        with prepared.switched(mode=True, observes=True, quantizes=True):
+            yield prepared
+
+    def _require_prepared(self, call: str) -> TrainableGraphModule:
+        if self._prepared is None:
+            raise QuantizerError(f"{call}() needs a prepared model: call prepare(example_inputs) first.")
+        return self._prepared
