@@ -240,7 +240,7 @@ def test_values_die_after_their_last_use():
 
     program = host.load(convert(build, {"x": X}))
     program.predict({"x": -X})
-    steps = program._plans["main"].body.steps
+    steps = program._plans["main", True][0].body.steps
     assert [step.frees for step in steps] == [(), *[(step.outputs[0],) for step in steps[:-1]]]
 
 
