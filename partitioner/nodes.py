@@ -39,6 +39,20 @@ def constant_names(program: ExportedProgram) -> frozenset[str]:
     return frozenset([*signature.inputs_to_parameters, *buffers, *signature.inputs_to_lifted_tensor_constants])
 
 
+def constant_values(program: ExportedProgram, taken_over: bool = True) -> frozenset[str]:
+    """Names of the values that are constants of the Core ML model, or computed from such alone.
+
+    Args:
+        program: An ATen or edge program.
+        taken_over: Whether the weights go into the model, rather than being its inputs.
+    """
+    known = set(constant_names(program) if taken_over else ())
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.all_input_nodes and all(i.name in known for i in node.all_input_nodes):
+            known.add(node.name)
+    return frozenset(known)
+
+
 def source_line(stack_trace: str | None) -> str | None:
     """The innermost user frame of a stack trace on one line, for messages."""
     if not stack_trace:

@@ -3,7 +3,7 @@
 import copy
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import coremltools as ct
@@ -19,9 +19,17 @@ from torch.fx.passes.operator_support import create_op_support
 from partitioner.backend import CoreMLBackend
 from partitioner.compile_specs import LoweringOptions, ModelType, parse, with_mark
 from partitioner.errors import CompileSpecError, UnsupportedOpError
+from partitioner.nodes import constant_values
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
 from partitioner.skip_names import name_problems
-from partitioner.support import Rejection, decide, refusal, rejections
+from partitioner.support import (
+    Rejection,
+    crossing_refusals,
+    decide,
+    refusal,
+    refuse_exposed,
+    rejections,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +119,14 @@ class CoreMLPartitioner(Partitioner):
         An operation of which Core ML refuses one call is decomposed everywhere: ExecuTorch decides by operation, and
         has no kernels for composite ones.
         """
-        skipped = self._skipped
+        skipped, constants = self.skipped, constant_values(ep, self.take_over_constant_data)
         kept: dict[torch._ops.OpOverload, bool] = {}
         for node in ep.graph.nodes:
             target = node.target
             if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
                 continue
             if kept.get(target, target not in _ALWAYS_DECOMPOSED and not _is_view(target)):
-                kept[target] = refusal(node, skipped) is None
+                kept[target] = refusal(node, skipped, constants) is None
         return [target for target, keep in kept.items() if keep], None
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
@@ -130,7 +138,8 @@ class CoreMLPartitioner(Partitioner):
                 quantizes dynamically.
         """
         target = self._target_for(exported_program)
-        decisions = decide(exported_program, self._skipped)
+        decisions = decide(exported_program, self.skipped, self.take_over_constant_data)
+        groups = _group(exported_program, decisions)
         refused = rejections(decisions)
         self.rejections += tuple(refused)
         for rejection in refused:
@@ -143,7 +152,7 @@ class CoreMLPartitioner(Partitioner):
             )
         spec = DelegationSpec(self.delegation_spec.backend_id, self._marked_specs(target))
         tags: dict[str, DelegationSpec] = {}
-        for index, nodes in enumerate(_group(exported_program, decisions)):
+        for index, nodes in enumerate(groups):
             tags[f"tag{index}"] = spec
             for node in nodes:
                 node.meta["delegation_tag"] = f"tag{index}"
@@ -153,11 +162,16 @@ class CoreMLPartitioner(Partitioner):
             tag_mutated_buffer(exported_program)
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
 
+    def specs_for(self, program: ExportedProgram) -> list[CompileSpec]:
+        """The compile specs for our backend, with the deployment target that a program gets."""
+        return self._marked_specs(self._target_for(program))
+
     def _marked_specs(self, target: ct.target | None) -> list[CompileSpec]:
         return with_mark(self.compile_specs, target, full_graph=self.lower_full_graph)
 
     @property
-    def _skipped(self) -> frozenset[str]:
+    def skipped(self) -> frozenset[str]:
+        """Lower-case names of the operations that the user keeps outside Core ML."""
         return frozenset(name.lower() for name in self.skip_ops_for_coreml_delegation)
 
     def _check_arguments(self, options: LoweringOptions) -> None:
@@ -181,7 +195,7 @@ class CoreMLPartitioner(Partitioner):
 
     def _target_for(self, program: ExportedProgram) -> ct.target | None:
         refuse_dynamic_quantization(program)
-        needs = find_requirements(program, self._skipped, self.take_over_mutable_buffer)
+        needs = find_requirements(program, self.skipped, self.take_over_mutable_buffer)
         given = parse(self.compile_specs).minimum_deployment_target
         if given is not None:
             check_target(needs, given)
@@ -215,11 +229,24 @@ def _is_view(target: torch._ops.OpOverload) -> bool:
     return alias is not None and not alias.is_write
 
 
-def _group(program: ExportedProgram, decisions: dict[Node, str | None]) -> Sequence[Iterable[Node]]:
-    """Groups the taken nodes into partitions that can each run as one call."""
+def _group(program: ExportedProgram, decisions: dict[Node, str | None]) -> Sequence[Sequence[Node]]:
+    """Groups the taken nodes into partitions that can each run as one call.
+
+    What would pass from one partition to another in a dtype that no delegate takes is refused, in `decisions`.
+    """
+    while True:
+        groups = _proposed(program, decisions)
+        crossing = crossing_refusals(groups) if len(groups) > 1 else {}
+        if not crossing:
+            return groups
+        decisions.update(crossing)
+        refuse_exposed(program, decisions)
+
+
+def _proposed(program: ExportedProgram, decisions: dict[Node, str | None]) -> Sequence[Sequence[Node]]:
     taken = [node for node, reason in decisions.items() if reason is None]
     if len(taken) == len(decisions):
         return [taken] if taken else []
     support = create_op_support(lambda _modules, node: decisions.get(node, "outside") is None)
     proposer = CapabilityBasedPartitioner(program.graph_module, support, allows_single_node_partition=True)
-    return [partition.nodes for partition in proposer.propose_partitions()]
+    return [list(partition.nodes) for partition in proposer.propose_partitions()]

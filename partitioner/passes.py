@@ -1,4 +1,4 @@
-"""MIL passes that every lowering ends with, whichever passes its compile specs name."""
+"""MIL passes of our own."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
 
 _NAMESPACE = "partitioner"
+_HIGHEST_RANK = 5
 
 # An operation of an exported program must state where it comes from; None says that no line of the model made it.
 _NO_ORIGIN = tuple(
@@ -35,6 +36,53 @@ class DistinctOutputs(AbstractGraphPass):
             function.set_outputs(outputs)
 
 
-PASS_REGISTRY.add(_NAMESPACE, DistinctOutputs, override=True, name=None)
+class LowRankQuantization(AbstractGraphPass):
+    """Quantizes in front of reshapes and transposes whose result Core ML cannot hold, rather than behind them.
+
+    Core ML has no tensors of rank 6 and more. A reshape to such a rank, a transpose and a reshape back, as attention in
+    windows has them, are rewritten by a pass of Core ML Tools, which does not look through a quantization between them.
+    Quantizing per tensor commutes with both, so it moves to where the rank is still low.
+    """
+
+    def apply(self, prog: Any) -> None:
+        """Moves, in place, every quantization of high rank towards its input."""
+        for function in prog.functions.values():
+            with function, mb.scope(*_NO_ORIGIN):
+                for operation in list(function.operations):
+                    moved: Any | None = operation
+                    while moved is not None and _of_high_rank(moved):
+                        moved = _moved_before_view(function, moved)
+
+
+def _of_high_rank(operation: Any) -> bool:
+    return operation.op_type == "dequantize" and operation.axis is None and operation.outputs[0].rank > _HIGHEST_RANK
+
+
+def _moved_before_view(block: Any, dequantize: Any) -> Any | None:
+    """Returns the new dequantize, or None when there was nothing to move."""
+    quantize = dequantize.input.op
+    view = quantize.input.op if quantize is not None and quantize.op_type == "quantize" else None
+    if view is None or view.op_type not in ("reshape", "transpose"):
+        return None
+    before = {"scale": quantize.scale, "zero_point": quantize.zero_point, "before_op": dequantize}
+    integers = mb.quantize(input=view.x, output_dtype=quantize.output_dtype, **before)
+    before = {"scale": dequantize.scale, "zero_point": dequantize.zero_point, "before_op": dequantize}
+    values = mb.dequantize(input=integers, **before)
+    if view.op_type == "reshape":
+        result = mb.reshape(x=values, shape=view.shape, before_op=dequantize)
+    else:
+        result = mb.transpose(x=values, perm=view.perm, before_op=dequantize)
+    block.replace_uses_of_var_after_op(anchor_op=dequantize, old_var=dequantize.outputs[0], new_var=result)
+    for unused in (dequantize, quantize, view):
+        if not unused.outputs[0].child_ops and unused.outputs[0] not in block.outputs:
+            block.remove_ops([unused])
+    return values.op
+
+
+for _class in (DistinctOutputs, LowRankQuantization):
+    PASS_REGISTRY.add(_NAMESPACE, _class, override=True, name=None)
 
 FINAL_PASSES = (f"{_NAMESPACE}::{DistinctOutputs.__name__}",)
+"""Without these a model may be unreadable, whichever passes its compile specs name."""
+
+LOW_RANK_QUANTIZATION = f"{_NAMESPACE}::{LowRankQuantization.__name__}"

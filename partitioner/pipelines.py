@@ -2,7 +2,7 @@
 
 import coremltools as ct
 
-from partitioner.passes import FINAL_PASSES
+from partitioner.passes import FINAL_PASSES, LOW_RANK_QUANTIZATION
 
 # It divides the scales around a quantized addition by one of them. The quotients are no longer the calibrated scales,
 # and storing them in float16 moves values across rounding boundaries: the delegate stops agreeing with the converted
@@ -11,9 +11,11 @@ _REMOVED = frozenset({"common::distributive_quantized_binary_op_scale_normalizat
 
 
 def default_pipeline() -> ct.PassPipeline:
-    """Returns Core ML Tools' default passes without those that change what a quantized program computes."""
+    """Returns Core ML Tools' default passes without those that change what a quantized program computes, and ours."""
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(_REMOVED)
+    # The pass behind it moves quantizations behind reshapes.
+    pipeline.insert_pass(pipeline.passes.index("common::int_op_canonicalization"), LOW_RANK_QUANTIZATION)
     return pipeline
 
 

@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from partitioner.errors import DeploymentTargetError, UnsupportedOpError
-from partitioner.nodes import argument, op_name, source_line, tensor_of
+from partitioner.nodes import argument, constant_values, op_name, source_line, tensor_of
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,33 @@ class Requirement:
     remedy: str | None = None
 
 
-_Rule = Callable[[Node], tuple[ct.target, str] | None]
+_Rule = Callable[[Node, frozenset[str]], tuple[ct.target, str] | None]
+"""Takes an operation and the names of the constant values."""
 
 _INT8_LEVELS = 255
 _SUB_BYTE_LEVELS = 15
 
 
-def _quantize(node: Node) -> tuple[ct.target, str]:
+def _quantize(node: Node, constants: frozenset[str]) -> tuple[ct.target, str]:
     return ct.target.iOS17, "quantized activations"
-
-
-def _is_computed(value: object) -> bool:
-    """Whether a value is the result of an operation other than the folded quantization of a weight."""
-    return isinstance(value, Node) and value.op == "call_function"
 
 
 def _dequantize(minimum: int, maximum: int) -> _Rule:
     """Arguments `minimum` and `maximum` hold the integer range."""
 
-    def rule(node: Node) -> tuple[ct.target, str] | None:
-        if _is_computed(node.args[0]):
+    def rule(node: Node, constants: frozenset[str]) -> tuple[ct.target, str] | None:
+        if isinstance(node.args[0], Node) and node.args[0].name not in constants:
             return ct.target.iOS17, "quantized activations"
-        levels = argument(node, maximum, "quant_max", 127) - argument(node, minimum, "quant_min", -128)
-        if levels <= _SUB_BYTE_LEVELS:
+        bounds = argument(node, minimum, "quant_min"), argument(node, maximum, "quant_max")
+        if None not in bounds and bounds[1] - bounds[0] <= _SUB_BYTE_LEVELS:
             return ct.target.iOS18, "weights of 4 bits or fewer"
         return ct.target.iOS16, "quantized weights"
 
     return rule
 
 
-def _dequantize_affine(node: Node) -> tuple[ct.target, str] | None:
-    found = _dequantize(5, 6)(node)
+def _dequantize_affine(node: Node, constants: frozenset[str]) -> tuple[ct.target, str] | None:
+    found = _dequantize(5, 6)(node, constants)
     data = tensor_of(node.args[0])
     blocks = argument(node, 1, "block_size")
     if data is None or blocks is None:
@@ -77,8 +73,11 @@ def _dequantize_affine(node: Node) -> tuple[ct.target, str] | None:
     return found
 
 
-def _dequantize_codebook(node: Node) -> tuple[ct.target, str]:
-    return ct.target.iOS18, "weights in lookup tables"
+def _dequantize_codebook(node: Node, constants: frozenset[str]) -> tuple[ct.target, str]:
+    tables = tensor_of(node.args[1])
+    if tables is not None and tables.shape[:-2].numel() == 1:
+        return ct.target.iOS16, "weights in one lookup table"
+    return ct.target.iOS18, "weights in several lookup tables"
 
 
 RULES: Mapping[str, _Rule] = MappingProxyType(
@@ -112,13 +111,14 @@ def find_requirements(
         take_over_buffers: Whether mutable buffers become Core ML states.
     """
     names = set(skipped)
+    constants = constant_values(program)
     found = [*_io_requirements(program, take_over_buffers)]
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         name = op_name(node)
         rule = RULES.get(name)
-        result = rule(node) if rule is not None and name.lower() not in names else None
+        result = rule(node, constants) if rule is not None and name.lower() not in names else None
         if result is not None:
             found.append(Requirement(*result, origin=name))
     return found

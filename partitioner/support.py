@@ -5,7 +5,7 @@ the operation means. Every check returns the reason of a refusal, or None.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -15,7 +15,8 @@ from torch.fx import Node
 
 from partitioner.integers import scalar_refusal, wide_constants
 from partitioner.lowerings import has_converter
-from partitioner.nodes import argument, constant_names, op_name, skip_name, source_line, tensor_of
+from partitioner.nodes import argument, constant_names, constant_values, op_name, skip_name, source_line, tensor_of
+from partitioner.ranks import rank_refusal
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,15 @@ def _constant_qparams(node: Node) -> str | None:
     return "the scale is a tensor; Core ML needs a constant scale and zero point"
 
 
+def _vector_table(node: Node) -> str | None:
+    tables = tensor_of(node.args[1])
+    if tables is not None and tables.shape[-1] != 1:
+        return (
+            f"the tables hold vectors of {tables.shape[-1]} elements; Core ML's expand along an axis that is not given"
+        )
+    return None
+
+
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
         "aten.diagonal.default": _never("Core ML returns wrong values (coremltools#2565)"),
@@ -86,8 +96,23 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "aten.avg_pool3d.default": _average_divisor,
         "aten.bitwise_and.Scalar": _integer_bits,
         "aten.bitwise_and.Tensor": _integer_bits,
+        "aten.bitwise_or.Scalar": _integer_bits,
+        "aten.bitwise_or.Tensor": _integer_bits,
+        "aten.bitwise_xor.Scalar": _integer_bits,
+        "aten.bitwise_xor.Tensor": _integer_bits,
+        "quant.dequantize_codebook.default": _vector_table,
         "quantized_decomposed.quantize_per_tensor.tensor": _constant_qparams,
         "quantized_decomposed.dequantize_per_tensor.tensor": _constant_qparams,
+    }
+)
+
+# Positions of the operands that Core ML has as constants only.
+CONSTANT_OPERANDS: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {
+        "torchao.dequantize_affine.default": (0, 2, 3),
+        "quant.dequantize_codebook.default": (0, 1),
+        "quantized_decomposed.quantize_per_channel.default": (1, 2),
+        "quantized_decomposed.dequantize_per_channel.default": (1, 2),
     }
 )
 
@@ -98,12 +123,18 @@ _BOUNDARY_DTYPES = frozenset(
 _INNER_DTYPES = _BOUNDARY_DTYPES | {torch.int8, torch.uint8}
 
 
-def refusal(node: Node, skipped: frozenset[str]) -> str | None:
+def is_boundary_dtype(dtype: torch.dtype) -> bool:
+    """Whether Core ML models take and return tensors of a dtype."""
+    return dtype in _BOUNDARY_DTYPES
+
+
+def refusal(node: Node, skipped: frozenset[str], constants: frozenset[str]) -> str | None:
     """The reason why Core ML does not take a node by itself, or None.
 
     Args:
         node: A ``call_function`` node of an ATen or edge program.
         skipped: Lower-case names that the user keeps outside Core ML.
+        constants: Names of the values that the Core ML model will hold; see `partitioner.nodes.constant_values`.
     """
     if skip_name(node) in skipped:
         return "listed in skip_ops_for_coreml_delegation"
@@ -113,7 +144,15 @@ def refusal(node: Node, skipped: frozenset[str]) -> str | None:
         return "Core ML Tools has no converter for it"
     check = CHECKS.get(op_name(node))
     reason = check(node) if check is not None else None
-    return reason or _dtype_refusal(node) or scalar_refusal(node)
+    return reason or _computed_operand(node, constants) or _dtype_refusal(node) or scalar_refusal(node)
+
+
+def _computed_operand(node: Node, constants: frozenset[str]) -> str | None:
+    operands = [
+        node.args[position] for position in CONSTANT_OPERANDS.get(op_name(node), ()) if position < len(node.args)
+    ]
+    computed = [operand.name for operand in operands if isinstance(operand, Node) and operand.name not in constants]
+    return f"{', '.join(map(repr, computed))} would have to be constant in Core ML" if computed else None
 
 
 def _dtype_refusal(node: Node) -> str | None:
@@ -124,37 +163,81 @@ def _dtype_refusal(node: Node) -> str | None:
     return None
 
 
-def decide(program: ExportedProgram, skipped: Iterable[str] = ()) -> dict[Node, str | None]:
+def decide(
+    program: ExportedProgram, skipped: Iterable[str] = (), take_over_constants: bool = True
+) -> dict[Node, str | None]:
     """Decides every operation of an edge program.
 
     Args:
         program: The edge program.
         skipped: Lower-case names that the user keeps outside Core ML.
+        take_over_constants: Whether the weights go into the Core ML model.
 
     Returns:
         Every ``call_function`` node -> None when Core ML takes it, else the reason why not.
     """
     names = frozenset(skipped)
+    known = constant_values(program, take_over_constants)
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     wide = dict(wide_constants(program))
     decisions: dict[Node, str | None] = {}
     for node in nodes:
         reason = scalar_refusal(node) or next((wide[i.name] for i in node.all_input_nodes if i.name in wide), None)
-        decisions[node] = refusal(node, names) or reason
+        decisions[node] = refusal(node, names, known) or reason
         result = tensor_of(node)
         if reason is not None and result is not None and result.dtype == torch.int64:
             wide[node.name] = reason
+    refuse_exposed(program, decisions, known)
+    return decisions
+
+
+def refuse_exposed(
+    program: ExportedProgram, decisions: dict[Node, str | None], known: frozenset[str] | None = None
+) -> None:
+    """Refuses, in `decisions`, every operation that would show the outside a value Core ML can only hold inside.
+
+    Args:
+        program: The edge program.
+        decisions: Every ``call_function`` node -> the reason why Core ML does not take it, or None.
+        known: Names of constant values, when they were already computed.
+    """
     constants = constant_names(program)
-    # Refusing one node can expose an inner dtype at the boundary of its neighbours; each round refuses at least one.
+    folded = constant_values(program) if known is None else known
+    # Refusing one node can expose the values of its neighbours; each round refuses at least one.
     while True:
         exposed = {
             node: reason
-            for node in nodes
-            if decisions[node] is None and (reason := _exposed_dtype(node, decisions, constants))
+            for node in decisions
+            if decisions[node] is None and (reason := _exposed(node, decisions, constants, folded))
         }
         if not exposed:
-            return decisions
+            return
         decisions.update(exposed)
+
+
+def crossing_refusals(groups: Sequence[Sequence[Node]]) -> dict[Node, str]:
+    """Reasons to refuse what would pass between partitions in a dtype that no Core ML model takes or returns."""
+    home = {node: index for index, group in enumerate(groups) for node in group}
+    found = {}
+    for node, index in home.items():
+        for value in node.all_input_nodes:
+            tensor = tensor_of(value)
+            if tensor is not None and tensor.dtype not in _BOUNDARY_DTYPES and home.get(value, index) != index:
+                found[value] = (
+                    f"its result passes between two partitions, and Core ML returns no {tensor.dtype} outputs"
+                )
+                found[node] = f"it reads {value.name!r} from another partition; Core ML takes no {tensor.dtype} inputs"
+    return found
+
+
+def _exposed(
+    node: Node, decisions: Mapping[Node, str | None], constants: frozenset[str], known: frozenset[str]
+) -> str | None:
+    return (
+        _exposed_dtype(node, decisions, constants)
+        or _exposed_layout(node, decisions)
+        or rank_refusal(node, decisions, known)
+    )
 
 
 def _exposed_dtype(node: Node, decisions: Mapping[Node, str | None], constants: frozenset[str]) -> str | None:
@@ -170,6 +253,14 @@ def _exposed_dtype(node: Node, decisions: Mapping[Node, str | None], constants: 
     if any(decisions.get(user, "outside") is not None for user in node.users):
         return f"its result is needed outside Core ML, which returns no {tensor.dtype} outputs"
     return None
+
+
+def _exposed_layout(node: Node, decisions: Mapping[Node, str | None]) -> str | None:
+    """Refuses a copy into another memory format that is seen from outside: Core ML's results are contiguous."""
+    if "dim_order" not in node.kwargs or all(decisions.get(user, "outside") is None for user in node.users):
+        return None
+    order = list(node.kwargs["dim_order"] or ())  # type: ignore[arg-type]
+    return None if order == sorted(order) else f"its result is needed outside Core ML in dimension order {order}"
 
 
 def rejections(decisions: Mapping[Node, str | None]) -> list[Rejection]:

@@ -7,7 +7,10 @@ _ROUNDS = 100
 
 
 def cluster(values: Tensor, count: int) -> Tensor:
-    """Returns `count` ascending centers, float64, found by Lloyd's algorithm from two starts; the better one wins.
+    """Returns `count` ascending centers, float64, found by Lloyd's algorithm from three starts; the best one wins.
+
+    The starts are evenly spaced by rank, by value, and by the cube root of density, which is optimal for many centers
+    (Panter and Dite 1951).
 
     On sorted values with running sums a round costs `count * log(len(values))`, so it is run until nothing moves.
 
@@ -19,13 +22,21 @@ def cluster(values: Tensor, count: int) -> Tensor:
     spread = torch.linspace(0, 1, 2 * count + 1, dtype=torch.float64)[1::2]
     by_rank = ordered[(spread * (len(ordered) - 1)).round().long()]
     by_value = ordered[0] + spread * (ordered[-1] - ordered[0])
-    return min((_refine(ordered, start) for start in (by_rank, by_value)), key=lambda centers: _error(ordered, centers))
+    starts = (by_rank, by_value, _by_density(ordered, spread))
+    return min((_refine(ordered, start) for start in starts), key=lambda centers: _error(ordered, centers))
 
 
 def nearest(values: Tensor, centers: Tensor) -> Tensor:
     """Returns the index of the nearest of ascending `centers` for each value, uint8."""
     borders = (centers[1:] + centers[:-1]) / 2
     return torch.bucketize(values.detach().to("cpu", torch.float64), borders).to(torch.uint8)
+
+
+def _by_density(ordered: Tensor, spread: Tensor) -> Tensor:
+    # The density around a gap between neighbours is its inverse, so a gap of d holds d**(2/3) of the cube root.
+    mass = torch.cat([ordered.new_zeros(1), ordered.diff().pow(2 / 3).cumsum(0)])
+    index = torch.searchsorted(mass, spread * mass[-1])
+    return ordered[index.clamp(max=len(ordered) - 1)]
 
 
 def _refine(ordered: Tensor, centers: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from partitioner.host.comparison import Spread as Spread
+    from partitioner.host.comparison import compare_policies as compare_policies
     from partitioner.host.errors import DelegateUnavailableError as DelegateUnavailableError
     from partitioner.host.errors import ExecutionError as ExecutionError
     from partitioner.host.errors import HostError as HostError
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
     from partitioner.host.registry import register_op as register_op
     from partitioner.host.runtime import enable as enable
     from partitioner.host.runtime import run as run
+    from partitioner.host.tracing import OpTrace as OpTrace
 
 _SOURCES = {
+    "Spread": "comparison",
+    "compare_policies": "comparison",
     "DelegateUnavailableError": "errors",
     "ExecutionError": "errors",
     "HostError": "errors",
@@ -42,6 +47,7 @@ _SOURCES = {
     "register_op": "registry",
     "enable": "runtime",
     "run": "runtime",
+    "OpTrace": "tracing",
 }
 
 __all__ = [
@@ -49,12 +55,15 @@ __all__ = [
     "ExecutionError",
     "HostError",
     "InputError",
+    "OpTrace",
     "Opset",
     "Policy",
     "PolicyError",
     "Program",
     "ProgramFormatError",
+    "Spread",
     "UnsupportedMilOpError",
+    "compare_policies",
     "enable",
     "load",
     "patch_coremltools",

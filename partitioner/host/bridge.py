@@ -16,8 +16,11 @@ from typing import Protocol
 import torch
 
 from partitioner.host.errors import ExecutionError, ProgramFormatError
+from partitioner.host.executor import Observer
 from partitioner.host.loading import Program, load
 from partitioner.host.policy import STORAGE16, Policy
+from partitioner.host.program import Op
+from partitioner.host.tracing import event_name
 
 _REFERENCE_MAGIC = b"CMJR"
 # Programs of this many blob bytes in all stay loaded, so that running the same `.pte` again need not read it again.
@@ -35,6 +38,41 @@ class Argument(Protocol):
     def resize(self, shape: list[int]) -> None: ...
 
 
+class Tracer(Protocol):
+    """The event tracer of the running delegate call; the native module's class of this name."""
+
+    @property
+    def wants_outputs(self) -> bool: ...
+
+    def now(self) -> int: ...
+
+    def log_time(self, name: str, start: int, end: int) -> None: ...
+
+    def log_output(self, name: str, values: torch.Tensor) -> None: ...
+
+
+# Types that an ETDump cannot hold, and what holds their values.
+_LOGGED = {torch.int16: torch.int32, torch.float16: torch.float32}
+
+
+class _Events:
+    """Logs every operation as a delegate event, with its outputs when the runtime has a buffer for them."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._wants_outputs = tracer.wants_outputs
+        self.now = tracer.now
+
+    def finished(self, op: Op, start: int, end: int, values: Sequence[object]) -> None:
+        name = event_name(op)
+        self._tracer.log_time(name, start, end)
+        if not self._wants_outputs:
+            return
+        for value in values:
+            if isinstance(value, torch.Tensor) and value.numel():
+                self._tracer.log_output(name, value.to(_LOGGED.get(value.dtype, value.dtype)).contiguous())
+
+
 class Session:
     """One opened delegate: a program, the function to run, and that function's states."""
 
@@ -48,17 +86,22 @@ class Session:
         self._state = program.make_state(chosen) if interface.states else None
         self._lock = threading.Lock()
 
-    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def run(self, inputs: Sequence[torch.Tensor], observer: Observer | None = None) -> list[torch.Tensor]:
         """Run once; states carry over to the next run."""
         if self._state is None:
-            return self._program.run(inputs, function=self._function)
+            return self._program.run(inputs, function=self._function, observer=observer)
         # A state may keep what was written to it, and the runtime reuses the memory of its inputs.
         owned = [tensor.clone() for tensor in inputs]
         with self._lock:
-            return self._program.run(owned, state=self._state, function=self._function)
+            return self._program.run(owned, state=self._state, function=self._function, observer=observer)
 
-    def __call__(self, arguments: Sequence[Argument]) -> None:
-        """Run on the runtime's tensors: inputs first, then outputs, which are written in place."""
+    def __call__(self, arguments: Sequence[Argument], tracer: Tracer | None = None) -> None:
+        """Run on the runtime's tensors: inputs first, then outputs, which are written in place.
+
+        Args:
+            arguments: The tensors.
+            tracer: Logs events of the call, when the runtime traces.
+        """
         with _kept_error():
             expected = self.input_count + self.output_count
             if len(arguments) != expected:
@@ -66,7 +109,8 @@ class Session:
                     f"the delegate call passes {len(arguments)} tensors, but its program takes {self.input_count} "
                     f"inputs and {self.output_count} outputs; lower the model again"
                 )
-            results = self.run([argument.view() for argument in arguments[: self.input_count]])
+            observer = None if tracer is None else _Events(tracer)
+            results = self.run([argument.view() for argument in arguments[: self.input_count]], observer)
             for argument, result in zip(arguments[self.input_count :], results, strict=True):
                 _store(argument, result)
 

@@ -20,8 +20,10 @@
 
 #include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/core/evalue.h>
+#include <executorch/runtime/core/event_tracer.h>
 #include <executorch/runtime/core/exec_aten/util/tensor_util.h>
 #include <executorch/runtime/platform/log.h>
+#include <executorch/runtime/platform/platform.h>
 
 namespace nb = nanobind;
 namespace et = executorch::runtime;
@@ -160,6 +162,91 @@ class NamedData {
 
  private:
   const et::NamedDataMap* map_;
+};
+
+// The event tracer of a running call, for as long as the call lasts. What is logged through it appears
+// in an ETDump as delegate events.
+class Tracer {
+ public:
+  explicit Tracer(et::EventTracer* tracer) : tracer_(tracer) {}
+
+  void close() {
+    tracer_ = nullptr;
+  }
+
+  bool wants_outputs() const {
+    return tracer_ != nullptr &&
+        tracer_->event_tracer_debug_level() == et::EventTracerDebugLogLevel::kIntermediateOutputs;
+  }
+
+  uint64_t now() const {
+    return et::pal_current_ticks();
+  }
+
+  void log_time(const std::string& name, uint64_t start, uint64_t end) {
+    if (tracer_ != nullptr) {
+      tracer_->log_profiling_delegate(name.c_str(), et::kUnsetDelegateDebugIntId, start, end, nullptr, 0);
+    }
+  }
+
+  // `values` is contiguous, of one of the types that tensors of the runtime have.
+  void log_output(const std::string& name, nb::ndarray<nb::ro, nb::device::cpu, nb::c_contig> values) {
+    if (tracer_ == nullptr) {
+      return;
+    }
+    std::vector<SizesType> sizes;
+    std::vector<executorch::aten::DimOrderType> order;
+    std::vector<executorch::aten::StridesType> strides;
+    for (size_t axis = 0; axis < values.ndim(); ++axis) {
+      sizes.push_back(static_cast<SizesType>(values.shape(axis)));
+      order.push_back(static_cast<executorch::aten::DimOrderType>(axis));
+      strides.push_back(static_cast<executorch::aten::StridesType>(values.stride(axis)));
+    }
+    executorch::aten::TensorImpl impl(
+        scalar_type_of(values.dtype()),
+        static_cast<ssize_t>(values.ndim()),
+        sizes.data(),
+        const_cast<void*>(values.data()),
+        order.data(),
+        strides.data());
+    const auto logged =
+        tracer_->log_intermediate_output_delegate(name.c_str(), et::kUnsetDelegateDebugIntId, Tensor(&impl));
+    if (!logged.ok()) {
+      throw std::runtime_error(std::string("the value of ") + name + " could not be logged");
+    }
+  }
+
+ private:
+  static ScalarType scalar_type_of(nb::dlpack::dtype dtype) {
+    if (dtype.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Int) && dtype.bits == 8) {
+      return ScalarType::Char;
+    }
+    for (const ElementType& type : kElementTypes) {
+      if (static_cast<uint8_t>(type.code) == dtype.code && type.bits == dtype.bits) {
+        return type.scalar_type;
+      }
+    }
+    throw std::invalid_argument("a value of this type cannot be logged");
+  }
+
+  et::EventTracer* tracer_;
+};
+
+// Ends what Python may still hold of a call when the call ends.
+template <typename T>
+class Closing {
+ public:
+  explicit Closing(T* object) : object_(object) {}
+
+  ~Closing() {
+    object_->close();
+  }
+
+  Closing(const Closing&) = delete;
+  Closing& operator=(const Closing&) = delete;
+
+ private:
+  T* object_;
 };
 
 struct Handle {
@@ -340,7 +427,7 @@ class HostBackend final : public et::BackendInterface {
       nb::bytes blob(processed->data(), processed->size());
       const char* method = context.get_method_name();
       nb::object named_data = nb::cast(NamedData(context.get_named_data_map()));
-      const NamedDataCloser closer{nb::inst_ptr<NamedData>(named_data)};
+      const Closing<NamedData> closing(nb::inst_ptr<NamedData>(named_data));
       nb::object session =
           nb::borrow(opener_)(blob, specs, method == nullptr ? "forward" : method, named_data.attr("get"));
       handle = std::make_unique<Handle>(Handle{std::move(session)});
@@ -358,7 +445,14 @@ class HostBackend final : public et::BackendInterface {
       et::Span<et::EValue*> args) const override {
     return guarded("execute", et::Error::DelegateInvalidHandle, [&] {
       const ArgumentList arguments(args);
-      static_cast<Handle*>(handle)->session(arguments.tuple());
+      const nb::object& session = static_cast<Handle*>(handle)->session;
+      if (context.event_tracer() == nullptr) {
+        session(arguments.tuple());
+        return;
+      }
+      nb::object tracer = nb::cast(Tracer(context.event_tracer()));
+      const Closing<Tracer> closing(nb::inst_ptr<Tracer>(tracer));
+      session(arguments.tuple(), tracer);
     });
   }
 
@@ -372,13 +466,6 @@ class HostBackend final : public et::BackendInterface {
   }
 
  private:
-  struct NamedDataCloser {
-    NamedData* data;
-    ~NamedDataCloser() {
-      data->close();
-    }
-  };
-
   // A raw reference that is never dropped at exit: static destructors run after the interpreter is gone.
   PyObject* opener_ = nullptr;
 };
@@ -415,6 +502,11 @@ NB_MODULE(_delegate, module) {
       .def("resize", &Argument::resize, nb::arg("shape"), "Set the current size of a dynamically shaped output.");
   nb::class_<NamedData>(module, "NamedData", "The program's named data, readable while a delegate is opened.")
       .def("get", &NamedData::get, nb::arg("key"));
+  nb::class_<Tracer>(module, "Tracer", "Logs events of the running delegate call into its ETDump.")
+      .def_prop_ro("wants_outputs", &Tracer::wants_outputs, "Whether values are logged beside times.")
+      .def("now", &Tracer::now, "The present time in ticks of the runtime.")
+      .def("log_time", &Tracer::log_time, nb::arg("name"), nb::arg("start"), nb::arg("end"))
+      .def("log_output", &Tracer::log_output, nb::arg("name"), nb::arg("values"));
   module.def(
       "register",
       &register_opener,

@@ -41,7 +41,7 @@ def to_image(feature: Feature, value: torch.Tensor) -> Any:
     if feature.color == "BGR":
         pixels = pixels.flip(0)
     if feature.color == "GRAYSCALE_FLOAT16":
-        return Image.fromarray(pixels[0].numpy(), "F")
+        return Image.fromarray(pixels[0].numpy())
     levels = pixels.round().clamp(0, 255).to(torch.uint8)
     array = levels[0] if feature.color == "GRAYSCALE" else levels.permute(1, 2, 0)
     return Image.fromarray(array.contiguous().numpy())

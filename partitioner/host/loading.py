@@ -18,7 +18,7 @@ from partitioner.host.boundary import (
     to_program,
 )
 from partitioner.host.errors import InputError
-from partitioner.host.executor import run_plan
+from partitioner.host.executor import Observer, run_plan
 from partitioner.host.images import from_image, to_image
 from partitioner.host.opening import Source, open_program
 from partitioner.host.plan import Plan
@@ -26,6 +26,7 @@ from partitioner.host.planner import check_supported, make_plan
 from partitioner.host.policy import STORAGE16, Policy, get_policy
 from partitioner.host.program import Feature, Function, MilProgram
 from partitioner.host.registry import State
+from partitioner.host.tracing import OpTrace, TraceRecorder
 
 States: TypeAlias = dict[str, State]
 
@@ -69,14 +70,21 @@ class Program:
         check_supported(program.functions.values())
         self._program = program
         self._policy = policy
-        self._plans: dict[str, Plan] = {}
-        self._constants: dict[str, frozenset[int]] = {}
+        self._plans: dict[tuple[str, bool], tuple[Plan, frozenset[int]]] = {}
         self._lock = threading.Lock()
 
     @property
     def policy(self) -> Policy:
         """The precision policy under which it runs."""
         return self._policy
+
+    def with_policy(self, policy: str | Policy) -> "Program":
+        """The same program under another policy.
+
+        Raises:
+            PolicyError: The policy is unknown.
+        """
+        return Program(self._program, get_policy(policy))
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -149,8 +157,31 @@ class Program:
             raise InputError("a state serves one prediction at a time; call predict(data, state) for each of the list")
         return [self._predict(chosen, entry, None) for entry in data]
 
+    def trace(self, data: Mapping[str, Any], state: States | None = None, function: str | None = None) -> list[OpTrace]:
+        """Run as `predict` does, and return what every operation computed and how long it took.
+
+        Operations on constants are computed ahead of a run and do not appear.
+
+        Args:
+            data: Input name -> array.
+            state: What `make_state` returned, written in place; needed when the program has states.
+            function: Function to run; the default one when None.
+
+        Raises:
+            InputError: An input is missing, unknown, or of the wrong shape or type.
+            ExecutionError: An operation failed.
+        """
+        chosen = self._function(function)
+        recorder = TraceRecorder()
+        self._predict(chosen, data, state, recorder)
+        return recorder.traces
+
     def run(
-        self, inputs: Sequence[torch.Tensor], state: States | None = None, function: str | None = None
+        self,
+        inputs: Sequence[torch.Tensor],
+        state: States | None = None,
+        function: str | None = None,
+        observer: Observer | None = None,
     ) -> list[torch.Tensor]:
         """Run with tensors by position.
 
@@ -158,6 +189,7 @@ class Program:
             inputs: Tensors in the order of ``inputs``.
             state: What `make_state` returned, written in place; needed when the program has states.
             function: Function to run; the default one when None.
+            observer: Is told about every operation; every one then runs by itself, with the same bits.
 
         Returns:
             Tensors in the order of ``outputs``, of the declared types.
@@ -168,23 +200,26 @@ class Program:
         """
         chosen = self._function(function)
         check_count(chosen.inputs, inputs)
-        return self._run(
-            chosen, {feature.name: value for feature, value in zip(chosen.inputs, inputs, strict=True)}, state
-        )
+        given = {feature.name: value for feature, value in zip(chosen.inputs, inputs, strict=True)}
+        return self._run(chosen, given, state, observer)
 
-    def _predict(self, function: Function, data: Mapping[str, Any], state: States | None) -> dict[str, Any]:
+    def _predict(
+        self, function: Function, data: Mapping[str, Any], state: States | None, observer: Observer | None = None
+    ) -> dict[str, Any]:
         check_names(function.inputs, data)
         given = {
             feature.name: from_image(feature, data[feature.name]) if feature.kind == "image" else data[feature.name]
             for feature in function.inputs
             if feature.name in data
         }
-        outputs = self._run(function, given, state)
+        outputs = self._run(function, given, state, observer)
         pairs = zip(function.outputs, outputs, strict=True)
         return {feature.name: _to_numpy(feature, value) for feature, value in pairs}
 
-    def _run(self, function: Function, given: Mapping[str, Any], state: States | None) -> list[Any]:
-        plan = self._plan(function)
+    def _run(
+        self, function: Function, given: Mapping[str, Any], state: States | None, observer: Observer | None
+    ) -> list[Any]:
+        plan, constants = self._plan(function, fold=observer is None)
         values: dict[str, Any] = {
             feature.name: to_program(feature, given[feature.name], self._policy)
             if feature.name in given
@@ -192,21 +227,20 @@ class Program:
             for feature in function.inputs
         }
         states = _checked_states(function, state)
-        produced = run_plan(plan, {**values, **states})
+        produced = run_plan(plan, {**values, **states}, observer)
         kept = [*given.values(), *values.values(), *(held.value for held in states.values())]
-        owned = storage_addresses(kept) | self._constants[function.name]
+        owned = storage_addresses(kept) | constants
         return [to_caller(feature, produced[feature.name], owned) for feature in function.outputs]
 
-    def _plan(self, function: Function) -> Plan:
-        plan = self._plans.get(function.name)
-        if plan is None:
+    def _plan(self, function: Function, *, fold: bool) -> tuple[Plan, frozenset[int]]:
+        """The plan of a function, and the addresses of its constants."""
+        key = (function.name, fold)
+        if key not in self._plans:
             with self._lock:
-                plan = self._plans.get(function.name)
-                if plan is None:
-                    plan = make_plan(function, self._policy)
-                    self._constants[function.name] = storage_addresses(plan.template)
-                    self._plans[function.name] = plan
-        return plan
+                if key not in self._plans:
+                    plan = make_plan(function, self._policy, fold=fold)
+                    self._plans[key] = (plan, storage_addresses(plan.template))
+        return self._plans[key]
 
     def _function(self, name: str | None) -> Function:
         chosen = self._program.default_function if name is None else name
@@ -235,4 +269,5 @@ def _to_numpy(feature: Feature, value: Any) -> Any:
         return value
     if feature.kind == "image":
         return to_image(feature, value)
-    return np.asarray(value.numpy())
+    # Core ML has no rank-0 arrays: a scalar is an array of one element.
+    return np.asarray(value.numpy()).reshape(value.shape or (1,))

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 
 from partitioner.host.boundary import to_program
-from partitioner.host.errors import InputError
+from partitioner.host.errors import ExecutionError, InputError
 from partitioner.host.loading import Program, load
 from partitioner.host.policy import STORAGE16, Policy, get_policy
 from partitioner.host.program import Feature, Function
+
+# How Core ML begins to say it, for tests that look for that.
+_FAILED = "Unable to compute the prediction using ML Program"
 
 
 @contextmanager
@@ -112,7 +115,10 @@ class _Host:
         program, function = self.program(model)
         features = {feature.name: feature for feature in function.inputs}
         given = {name: _as_declared(features.get(name), value) for name, value in data.items()}
-        return program.predict(given, None if state is None else state.__proxy__.states, function.name)
+        try:
+            return program.predict(given, None if state is None else state.__proxy__.states, function.name)
+        except ExecutionError as error:
+            raise ExecutionError(f"{_FAILED}: {error}") from error
 
 
 def _is_core_mls(model: Any) -> bool:

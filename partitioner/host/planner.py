@@ -4,19 +4,19 @@ Everything that does not depend on inputs is computed here, once: constants are 
 and operations on constants folded.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from partitioner.host.dtypes import STRING
+from partitioner.host.dtypes import FP16, STRING
 from partitioner.host.errors import ExecutionError, HostError, ProgramFormatError, UnsupportedMilOpError
 from partitioner.host.folding import block_reads, fold_quantization, step_reads
 from partitioner.host.plan import Argument, BlockPlan, Finish, Plan, Step
 from partitioner.host.policy import Policy
 from partitioner.host.program import Binding, Block, Constant, Function, Op, Ref
-from partitioner.host.registry import OPS, OpDef, OpRegistry, Param
+from partitioner.host.registry import OPS, SEQUENTIAL, OpDef, OpRegistry, Param
 from partitioner.host.value_types import TensorType, ValueType
 
 
@@ -108,7 +108,7 @@ class _Planner:
         blocks = tuple(self.plan_block(block) for block in op.blocks)
         return Step(
             op,
-            definition.function,
+            self._function_of(op, definition),
             constants,
             tuple(arguments),
             outputs=tuple(self.slot(value.name) for value in op.outputs),
@@ -117,6 +117,12 @@ class _Planner:
             blocks=blocks,
             blocks_param=definition.blocks_param,
         )
+
+    def _function_of(self, op: Op, definition: OpDef) -> Callable[..., Any]:
+        halves = all(isinstance(value.type, TensorType) and value.type.dtype is FP16 for value in op.outputs)
+        if self.policy.sequential and halves:
+            return SEQUENTIAL.get(op.type, definition.function)
+        return definition.function
 
     def _bind(self, op: Op, definition: OpDef) -> tuple[dict[str, Any], list[Argument]]:
         bound: dict[str, tuple[Binding, ...]] = {

@@ -25,11 +25,14 @@ class Policy:
         summary: One sentence that says what the policy does.
         roundings: Data type name -> function applied to every value of that declared type when it is produced. It
             takes and returns a tensor of the data type's compute type.
+        sequential: Whether sums of products declared half precision are accumulated in half precision, one product
+            after another, by the operations that define it.
     """
 
     name: str
     summary: str
     roundings: Mapping[str, Rounding]
+    sequential: bool = False
 
     def rounding(self, dtype: DType) -> Rounding | None:
         """The rounding of values declared ``dtype``, or None when they are kept as computed."""
@@ -50,8 +53,14 @@ STORAGE16 = Policy(
     "arithmetic in float32; every value declared fp16 is rounded to fp16 when it is produced",
     {"fp16": round_to_half},
 )
+SEQUENTIAL16 = Policy(
+    "sequential16",
+    "storage16, and linear, matmul, conv, reduce_sum and reduce_mean round every partial sum to fp16",
+    {"fp16": round_to_half},
+    sequential=True,
+)
 
-policies: dict[str, Policy] = {policy.name: policy for policy in (FLOAT32, STORAGE16)}
+policies: dict[str, Policy] = {policy.name: policy for policy in (FLOAT32, STORAGE16, SEQUENTIAL16)}
 
 
 def get_policy(policy: object) -> Policy:

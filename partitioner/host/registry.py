@@ -170,6 +170,25 @@ class OpRegistry:
 
 OPS = OpRegistry()
 
+SEQUENTIAL: dict[str, Callable[..., Any]] = {}
+"""Operation type -> function that computes it with partial sums in half precision."""
+
+
+def register_sequential(op_type: str) -> Callable[[Function], Function]:
+    """Define how the policy ``sequential16`` computes an operation; it takes the operation's parameters.
+
+    Raises:
+        ValueError: There is a definition already.
+    """
+
+    def decorate(function: Function) -> Function:
+        if op_type in SEQUENTIAL:
+            raise ValueError(f"operation {op_type!r} already has a sequential definition")
+        SEQUENTIAL[op_type] = function
+        return function
+
+    return decorate
+
 
 def register_op(
     *op_types: str, since: Opset = Opset.IOS15, exact: bool = False, pure: bool = True

@@ -23,9 +23,9 @@ def _stored_dtype(dtype: torch.dtype) -> Any:
     return np.float32 if dtype.is_floating_point else np.int32
 
 
-def _filled(value: int) -> Converter:
+def _filled(value: int, size_position: int = 0) -> Converter:
     def convert(context: Any, node: Any) -> None:
-        size = _get_inputs(context, node, min_expected=1)[0]
+        size = _get_inputs(context, node, min_expected=1)[size_position]
         example = node.meta["val"]
         fill = _stored_dtype(example.dtype)(value)
         if example.dim() == 0:
@@ -39,3 +39,5 @@ def _filled(value: int) -> Converter:
 
 set_converter("zeros")(_filled(0))
 set_converter("ones")(_filled(1))
+set_converter("new_zeros", "new_empty")(_filled(0, size_position=1))
+set_converter("new_ones")(_filled(1, size_position=1))

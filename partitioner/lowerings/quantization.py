@@ -12,62 +12,14 @@ Three differences from the converters of Core ML Tools 9.0:
 from typing import Any
 
 import numpy as np
-from coremltools.converters.mil._deployment_compatibility import AvailableTarget
 from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import types
-from coremltools.converters.mil.mil.block import is_current_opset_version_compatible_with
-from numpy.typing import NDArray
 
 from partitioner.lowerings.registry import set_converter
-
-Array = NDArray[Any]
+from partitioner.lowerings.storage import Array, affine_constant, storage_type
 
 _EIGHT_BIT = (np.dtype(np.int8), np.dtype(np.uint8))
-
-
-def storage_type(dtype: np.dtype[Any], minimum: int, maximum: int) -> Any:
-    """The smallest Core ML type that holds a declared integer range.
-
-    Args:
-        dtype: The tensor's dtype, int8 or uint8.
-        minimum: Lowest integer of the range.
-        maximum: Highest integer of the range.
-
-    Returns:
-        A numpy dtype; int4 and uint4 are Core ML Tools' own and exist from iOS18.
-    """
-    if is_current_opset_version_compatible_with(AvailableTarget.iOS18):
-        for name, low, high in (("int4", -8, 7), ("uint4", 0, 15)):
-            if low <= minimum and maximum <= high and (dtype == np.int8) == (low < 0):
-                return types.nptype_from_builtin(types.string_to_builtin(name))
-    return dtype
-
-
-def constant_dequantize(data: Array, scale: Array, zero_point: Array, axis: int | None, name: str) -> Any:
-    """Builds the compressed constant ``scale * (data - zero_point)``.
-
-    Args:
-        data: Integers in their storage type.
-        scale: One scale, or one for each index along `axis`.
-        zero_point: As many integers as there are scales.
-        axis: The channel axis, or None for one scale.
-        name: The name of the result.
-    """
-    if not is_current_opset_version_compatible_with(AvailableTarget.iOS18):
-        offsets = zero_point.astype(data.dtype).reshape(-1)
-        return mb.constexpr_affine_dequantize(
-            quantized_data=data,
-            zero_point=offsets[0] if scale.size == 1 else offsets,
-            scale=scale.reshape(-1)[0] if scale.size == 1 else scale.reshape(-1),
-            axis=np.int32(0 if axis is None else axis),
-            name=name,
-        )
-    shape = [1] * data.ndim
-    if axis is not None and scale.size > 1:
-        shape[axis] = scale.size
-    offset = zero_point.reshape(shape).astype(data.dtype) if np.any(zero_point) else None
-    return mb.constexpr_blockwise_shift_scale(data=data, scale=scale.reshape(shape), offset=offset, name=name)
 
 
 @set_converter("quantized_decomposed.quantize_per_tensor", "quantized_decomposed::quantize_per_tensor")
@@ -126,8 +78,11 @@ def _dequantize(context: Any, node: Any) -> None:
         values = (data.astype(np.float32) - offsets.reshape(shape)) * scales.reshape(shape)
         context.add(mb.const(val=values.astype(np.float32), name=node.name), node.name)
         return
-    stored = data.astype(storage_type(data.dtype, int(minimum.val), int(maximum.val)))
-    context.add(constant_dequantize(stored, scales, offsets, channel, node.name), node.name)
+    stored = storage_type(int(minimum.val), int(maximum.val), signed=data.dtype == np.int8)
+    shape = [-1 if index == channel and scales.size > 1 else 1 for index in range(data.ndim)]
+    context.add(
+        affine_constant(data.astype(stored), scales.reshape(shape), offsets.reshape(shape), node.name), node.name
+    )
 
 
 def _dequantized(x: Any, scale: Array, zero_point: Array, axis: int | None, name: str) -> Any:

@@ -187,3 +187,60 @@ def test_images_cross_as_pixels_in_the_declared_layout():
         loaded.predict({"x": x})
     (positional,) = loaded.run([torch.from_numpy(pixels.transpose(2, 0, 1)[::-1].copy())[None]])
     np.testing.assert_array_equal(positional.numpy(), result)
+
+
+def _convert_images(layout, shape, precision=ct.precision.FLOAT32, sizes=None):
+    """A program from image to image that inverts brightness."""
+
+    class Inverted(torch.nn.Module):
+        def forward(self, x):
+            return 255.0 - x
+
+    return ct.convert(
+        torch.jit.trace(Inverted(), torch.zeros(shape)),
+        inputs=[ct.ImageType("x", shape=sizes or shape, color_layout=layout)],
+        outputs=[ct.ImageType("y", color_layout=layout)],
+        minimum_deployment_target=ct.target.iOS16,
+        compute_precision=precision,
+        skip_model_load=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "mode"),
+    [
+        (ct.colorlayout.RGB, "RGB"),
+        (ct.colorlayout.BGR, "RGB"),
+        (ct.colorlayout.GRAYSCALE, "L"),
+        (ct.colorlayout.GRAYSCALE_FLOAT16, "F"),
+    ],
+    ids=str,
+)
+def test_images_come_out_in_the_declared_layout(layout, mode):
+    image_module = pytest.importorskip("PIL.Image")
+    size = (4, 5, 3) if mode == "RGB" else (4, 5)
+    pixels = np.random.default_rng(3).integers(0, 256, size).astype(np.float32 if mode == "F" else np.uint8)
+    precision = ct.precision.FLOAT16 if mode == "F" else ct.precision.FLOAT32
+    model = _convert_images(layout, (1, 3 if mode == "RGB" else 1, 4, 5), precision)
+    result = host.load(model).predict({"x": image_module.fromarray(pixels)})["y"]
+    assert result.mode == mode
+    np.testing.assert_array_equal(np.asarray(result), 255 - pixels)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "allowed", "refused"),
+    [
+        (ct.Shape((1, 3, ct.RangeDim(4, 6), 5)), [4, 6], [3, 7]),
+        (ct.EnumeratedShapes([(1, 3, 4, 5), (1, 3, 8, 5)]), [4, 8], [6]),
+    ],
+    ids=["range", "enumerated"],
+)
+def test_sizes_of_images_are_enforced(sizes, allowed, refused):
+    image_module = pytest.importorskip("PIL.Image")
+    model = _convert_images(ct.colorlayout.RGB, (1, 3, 4, 5), sizes=sizes)
+    program = host.load(model)
+    for height in allowed:
+        assert program.predict({"x": image_module.new("RGB", (5, height))})["y"].size == (5, height)
+    for height in refused:
+        with pytest.raises(host.InputError, match=r"not in (allowed range|enumerated set)"):
+            program.predict({"x": image_module.new("RGB", (5, height))})

@@ -232,6 +232,38 @@ def test_runs_in_threads_agree():
         assert torch.equal(program.run([x])[0], result)
 
 
+def test_programs_in_threads_do_not_disturb_each_other():
+    x = np.linspace(-2, 2, 64, dtype=np.float32)[None]
+    weight = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32) / 8
+    builds = [
+        lambda x: mb.softmax(x=mb.linear(x=x, weight=weight)),
+        lambda x: mb.quantize(input=x, scale=np.float32(0.1), zero_point=np.int8(0), output_dtype="int8"),
+    ]
+    loaded = [host.load(convert(lambda x, build=build: mb.identity(x=build(x)), {"x": x})) for build in builds[:1]]
+    loaded.append(host.load(convert(lambda x: mb.dequantize(input=builds[1](x), scale=np.float32(0.1)), {"x": x})))
+    tensor = torch.from_numpy(x)
+    alone = [program.run([tensor])[0] for program in loaded]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda index: loaded[index % 2].run([tensor])[0], range(64)))
+    for index, result in enumerate(together):
+        assert torch.equal(result, alone[index % 2])
+
+
+def test_scalars_are_arrays_of_one_element_at_the_boundary():
+    x = np.array([3.0, 1.0, 2.0], np.float32)
+
+    def build(x):
+        return mb.gather(x=x, indices=np.int32(1), axis=0, name="one"), mb.reduce_sum(x=x, name="sum")
+
+    program = host.load(convert(build, {"x": x}))
+    result = program.predict({"x": x})
+    assert {name: (value.shape, value.tolist()) for name, value in result.items()} == {
+        "one": ((1,), [1.0]),
+        "sum": ((1,), [6.0]),
+    }
+    assert [tuple(value.shape) for value in program.run([torch.from_numpy(x)])] == [(), ()]
+
+
 def test_values_die_after_their_last_use():
     def build(x):
         for _ in range(4):
@@ -240,7 +272,7 @@ def test_values_die_after_their_last_use():
 
     program = host.load(convert(build, {"x": X}))
     program.predict({"x": -X})
-    steps = program._plans["main"].body.steps
+    steps = program._plans["main", True][0].body.steps
     assert [step.frees for step in steps] == [(), *[(step.outputs[0],) for step in steps[:-1]]]
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import coremltools as ct
 import coremltools.optimize as cto
 import models
@@ -16,7 +18,30 @@ ARCHITECTURES = [
     # mobilenet_v2, narrow and deep, amplifies rounding ten thousand times, so half precision says little.
     if name not in ("mobilenet_v2", "mobilenet_v3")
 ]
-UNEXPLAINED = pytest.mark.xfail(reason="50.0 dB; torch with its parameters rounded to half has 58, cause not found")
+
+
+class RoundedSixth(torch.nn.Module):
+    """Hardswish or hardsigmoid with 1/6 as half precision holds it.
+
+    Core ML Tools writes both as a product with 1/6. Its rounding error, 2.4e-4 of the value and of the same sign
+    everywhere, adds up along a network instead of averaging out: alone it takes MobileNetV3 to 49 dB.
+    """
+
+    def __init__(self, gated):
+        super().__init__()
+        self.gated = gated
+
+    def forward(self, x):
+        gate = (x + 3).clamp(0, 6) * torch.tensor(1 / 6).half().float()
+        return x * gate if self.gated else gate
+
+
+def _with_rounded_sixths(model):
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Hardswish | torch.nn.Hardsigmoid):
+                setattr(module, name, RoundedSixth(isinstance(child, torch.nn.Hardswish)))
+    return model
 
 
 def _convert(model, inputs, target, precision):
@@ -26,8 +51,9 @@ def _convert(model, inputs, target, precision):
 
 def _signal_to_noise(name, target, precision, policy):
     model, inputs = models.build(name)
+    reference = copy.deepcopy(model)
     with torch.no_grad():
-        expected = model(*inputs)
+        expected = (_with_rounded_sixths(reference) if precision == ct.precision.FLOAT16 else reference)(*inputs)
     converted = _convert(model, inputs, target, precision)
     results = [host.load(converted, policy=each).run(list(inputs))[0] for each in policy]
     declared = torch.float16 if precision == ct.precision.FLOAT16 else torch.float32
@@ -41,7 +67,7 @@ def test_float32_programs_agree_with_torch(name):
     assert decibels >= FLOAT32_DB
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, pytest.param("mobilenet_v3", marks=UNEXPLAINED)])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mobilenet_v3"])
 def test_half_precision_programs_agree_with_torch_as_far_as_the_policy_allows(name):
     exact, rounded = _signal_to_noise(name, ct.target.iOS18, ct.precision.FLOAT16, ["float32", "storage16"])
     assert exact >= WEIGHTS16_DB

@@ -193,7 +193,7 @@ def test_constants_are_decoded_once_and_shared():
     program = host.load(convert(build, {"x": np.zeros((1, 64), np.float32)}, ios=18))
     assert program._plans == {}
     (first,), (second,) = (program.predict({"x": np.ones((1, 64), np.float32)}).values() for _ in range(2))
-    steps = program._plans["main"].body.steps
+    steps = program._plans["main", True][0].body.steps
     assert [step.op.type for step in steps] == ["linear"]
     np.testing.assert_array_equal(first, 0.5 * data.sum(1, dtype=np.float32)[None])
     np.testing.assert_array_equal(first, second)

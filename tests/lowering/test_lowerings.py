@@ -41,6 +41,17 @@ TAKEN = {
     "circular 1d": (lambda x: F.pad(x, (2, 1), mode="circular"), X[None]),
     "circular 3d": (lambda x: F.pad(x, (2, 1, 1, 0, 0, 1), mode="circular"), IMAGE[None, None]),
     "circular, cropped on one side": (lambda x: F.pad(x, (2, -1), mode="circular"), X[None]),
+    "scalar new_zeros": (lambda x: x + x.new_zeros(()), X),
+    "gather new_ones": (lambda x: torch.gather(x, 1, x.new_ones((2, 8), dtype=torch.long)), X),
+    "or of booleans": (lambda x: torch.where((x > 0) | (x < -0.5), x, x * 2), X),
+    "exclusive or of booleans": (lambda x: torch.where((x > 0) ^ (x < 0.5), x, x * 2), X),
+    "windows": (lambda x: x.unfold(-1, 4, 2).sum(-1), X),
+    "windows of a middle dimension": (lambda x: x.unfold(1, 3, 1) * 2, IMAGE),
+    "channels last inside": (lambda x: ((x * 2).to(memory_format=torch.channels_last) + 1).sum(1), IMAGE[None]),
+    "rank 6 between reshapes": (
+        lambda x: x.reshape(3, 2, 4, 2, 2, 2).permute(1, 3, 5, 0, 2, 4).reshape(2, 4, 24) * 2,
+        IMAGE,
+    ),
     "cropped": (lambda x: F.pad(x, (-1, 2, 1, -1), value=3.0), X),
 }
 
@@ -101,6 +112,13 @@ def test_inputs_that_core_ml_does_not_take_are_converted_in_front_of_it(x: torch
 
 REFUSED = {
     "integer and": (Function(lambda a: ((a > 0).to(torch.int32) & 1).float()), X, "aten.bitwise_and.Scalar"),
+    "integer or": (Function(lambda a: ((a > 0).to(torch.int32) | 1).float()), X, "aten.bitwise_or.Scalar"),
+    "channels last outside": (
+        Function(lambda x: (x * 2).to(memory_format=torch.channels_last)),
+        IMAGE[None],
+        "dim_order_ops._to_dim_order_copy.default",
+    ),
+    "rank 6": (Function(lambda x: (x.reshape(3, 2, 4, 2, 2, 2) * 2).sum(-1)), IMAGE, "aten.mul.Tensor"),
     "dilated max_pool2d": (nn.MaxPool2d(2, dilation=2), IMAGE, "aten.max_pool2d_with_indices.default"),
     "dilated max_pool2d beside a plain one": (
         nn.Sequential(nn.MaxPool2d(2, stride=1), nn.MaxPool2d(2, dilation=2)),

@@ -51,7 +51,7 @@ def _visual_bert() -> dict[str, Tensor]:
         "input_ids": torch.randint(3, VOCABULARY, (1, LENGTH)),
         "attention_mask": torch.ones(1, LENGTH, dtype=torch.long),
         "visual_embeds": torch.randn(1, 4, 24),
-        "visual_attention_mask": torch.ones(1, 4),
+        "visual_attention_mask": torch.ones(1, 4, dtype=torch.long),
     }
 
 
@@ -70,7 +70,14 @@ ENTRIES = {
     "chinese_clip": Entry("ChineseCLIPModel", _pair, _PAIR, _EMBEDDINGS),
     "altclip": Entry("AltCLIPModel", _pair, {**_PAIR, "text_config": {**_TEXT, "project_dim": 32}}, _EMBEDDINGS),
     "clipseg": Entry("CLIPSegModel", _pair, _PAIR, _EMBEDDINGS),
-    "blip": Entry("BlipModel", _pair, {**_PAIR, "text_config": {**_TEXT, "encoder_hidden_size": 32}}, _EMBEDDINGS),
+    # Its vision model is initialized with 1e-10 by default, which is nothing in float16.
+    "blip": Entry(
+        "BlipModel",
+        _pair,
+        {"projection_dim": 32, "text_config": {**_TEXT, "encoder_hidden_size": 32}}
+        | {"vision_config": {**_VISION, "initializer_range": 0.02}},
+        _EMBEDDINGS,
+    ),
     "git": Entry("GitModel", _pair, {**_TEXT, "vision_config": _VISION, "use_cache": False}),
     "lxmert": Entry(
         "LxmertModel",

@@ -66,11 +66,6 @@ TRANSFORMERS = {
         {"image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4], "depths": [1, 1, 1]}
         | {"key_dim": [8, 8, 8]},
     ),
-    "cvt": Entry(
-        "CvtModel",
-        _image(64),
-        {"embed_dim": [8, 16, 32], "num_heads": [1, 2, 4], "depth": [1, 1, 2]} | {"cls_token": [False, False, True]},
-    ),
     "hiera": Entry(
         "HieraModel",
         _image(64),

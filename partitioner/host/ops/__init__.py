@@ -23,6 +23,7 @@ _FAMILIES = (
     "recurrent",
     "reduction",
     "scatter_gather",
+    "sequential",
     "space",
     "states",
     "tensor_operation",

@@ -15,11 +15,11 @@ def gather(
     axis %= x.ndim
     index = _wrapped(indices, x.shape[axis], validate_indices)
     if batch_dims == 0:
-        return x.index_select(axis, index.flatten()).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+        return x.index_select(axis, index.flatten()).reshape(x.shape[:axis] + index.shape + x.shape[axis + 1 :])
     batch = x.shape[:batch_dims]
     rows = zip(x.flatten(0, batch_dims - 1), index.flatten(0, batch_dims - 1), strict=True)
     parts = [gather(row, chosen, axis - batch_dims, validate_indices=validate_indices) for row, chosen in rows]
-    return torch.stack(parts).reshape(*batch, *parts[0].shape)
+    return torch.stack(parts).reshape(batch + parts[0].shape)
 
 
 @register_op("gather_along_axis", exact=True)
@@ -44,7 +44,7 @@ def gather_nd(
     batch = x.shape[:batch_dims]
     rows = zip(x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1), strict=True)
     parts = [row[_coordinates(row, chosen, validate_indices)] for row, chosen in rows]
-    return torch.stack(parts).reshape(*batch, *parts[0].shape)
+    return torch.stack(parts).reshape(batch + parts[0].shape)
 
 
 _Combine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
