@@ -1,6 +1,6 @@
 """Lowering of PyTorch programs to Core ML delegates, and a host runtime for them.
 
-Public names: `CoreMLPartitioner`, `CoreMLBackend` and the subpackage `host`.
+Public names: `lower`, `LoweredProgram`, `CoreMLPartitioner`, `CoreMLBackend` and the subpackage `host`.
 They are loaded on first use, so that `partitioner.host` works without the lowering's dependencies.
 """
 
@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from partitioner import host as host
     from partitioner.backend import CoreMLBackend as CoreMLBackend
+    from partitioner.lowered_program import LoweredProgram as LoweredProgram
+    from partitioner.lowered_program import lower as lower
     from partitioner.partitioner import CoreMLPartitioner as CoreMLPartitioner
 
-__all__ = ["CoreMLBackend", "CoreMLPartitioner", "host"]
+__all__ = ["CoreMLBackend", "CoreMLPartitioner", "LoweredProgram", "host", "lower"]
 
 _SOURCES = {
     "CoreMLBackend": ("partitioner.backend", "CoreMLBackend"),
     "CoreMLPartitioner": ("partitioner.partitioner", "CoreMLPartitioner"),
+    "LoweredProgram": ("partitioner.lowered_program", "LoweredProgram"),
     "host": ("partitioner.host", None),
+    "lower": ("partitioner.lowered_program", "lower"),
 }
 
 

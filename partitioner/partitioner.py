@@ -3,7 +3,7 @@
 import copy
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import coremltools as ct
@@ -20,6 +20,7 @@ from partitioner.backend import CoreMLBackend
 from partitioner.compile_specs import LoweringOptions, ModelType, parse, with_mark
 from partitioner.errors import CompileSpecError, UnsupportedOpError
 from partitioner.nodes import constant_values
+from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
 from partitioner.skip_names import name_problems
 from partitioner.support import (
@@ -56,7 +57,7 @@ class CoreMLPartitioner(Partitioner):
         take_over_constant_data: Weights go into the Core ML model; else they are inputs.
 
     Attributes:
-        rejections: What the last lowering kept outside Core ML, and why.
+        rejections: What the last lowering kept outside Core ML, and why. `report` has that and more.
 
     Raises:
         CompileSpecError: Compile specs are unreadable, arguments contradict each other or have the wrong type, or a
@@ -80,6 +81,7 @@ class CoreMLPartitioner(Partitioner):
         self.lower_full_graph = lower_full_graph
         self.take_over_constant_data = take_over_constant_data
         self.rejections: tuple[Rejection, ...] = ()
+        self._reports: tuple[LoweringReport, ...] = ()
         options = parse(self.compile_specs)
         self._check_arguments(options)
         target = options.minimum_deployment_target
@@ -105,6 +107,7 @@ class CoreMLPartitioner(Partitioner):
             UnsupportedOpError: The program quantizes dynamically.
         """
         self.rejections = ()
+        self._reports = ()
         self._target_for(exported_program)
         program = copy.copy(exported_program)
         program._state_dict = dict(exported_program.state_dict)
@@ -150,6 +153,7 @@ class CoreMLPartitioner(Partitioner):
                 + "\n  ".join(map(str, refused))
                 + "\nUse lower_full_graph=False to run them outside Core ML, or rewrite the model without them"
             )
+        self.record(exported_program, decisions, len(groups))
         spec = DelegationSpec(self.delegation_spec.backend_id, self._marked_specs(target))
         tags: dict[str, DelegationSpec] = {}
         for index, nodes in enumerate(groups):
@@ -161,6 +165,17 @@ class CoreMLPartitioner(Partitioner):
         if self.take_over_mutable_buffer:
             tag_mutated_buffer(exported_program)
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
+
+    def report(self) -> tuple[LoweringReport, ...]:
+        """What the last lowering did, a report for each method that was partitioned; print them to read them."""
+        return self._reports
+
+    def record(self, program: ExportedProgram, decisions: Mapping[Node, str | None], partitions: int) -> None:
+        """Adds to the report what was decided for a program."""
+        needs = find_requirements(program, self.skipped, self.take_over_mutable_buffer)
+        given = parse(self.compile_specs).minimum_deployment_target
+        target = lowest_target(needs) if given is None else given
+        self._reports += (make_report(decisions, partitions, target, needs, given is not None),)
 
     def specs_for(self, program: ExportedProgram) -> list[CompileSpec]:
         """The compile specs for our backend, with the deployment target that a program gets."""

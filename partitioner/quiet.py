@@ -1,18 +1,21 @@
 """Runs Core ML Tools without output, and knows which operation it is working on.
 
-Core ML Tools keeps conversion state in globals and reports progress through `tqdm` on the standard error stream.
+Core ML Tools keeps conversion state in globals and reports progress through `tqdm` on the standard error stream. It
+validates the whole program after each of its hundred passes, which costs as much as the passes; here it does so before
+and after a pipeline.
 """
 
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from coremltools.converters.mil.frontend.torch import ops as _frontend
 from coremltools.converters.mil.mil.passes import pass_pipeline as _pipeline
+from coremltools.converters.mil.mil.program import Program
 from coremltools.optimize.coreml import _quantization_passes as _compression
 
 # (module, name of its progress function)
@@ -28,23 +31,36 @@ class Position:
     Attributes:
         node: The frontend's node being converted, once there was one.
         pass_name: The MIL pass being run, once there was one.
+        in_pipeline: Whether MIL passes are being run.
     """
 
     node: Any = None
     pass_name: str | None = None
+    in_pipeline: bool = False
 
     def restart(self) -> None:
         """Forgets where the last conversion was."""
         self.node = self.pass_name = None
+        self.in_pipeline = False
 
     def follow(self, items: Iterable[Any], *_args: Any, **_kwargs: Any) -> Iterator[Any]:
         """Stands in for `tqdm`: passes the items on and notes each."""
         for item in items:
             if isinstance(item, str):
-                self.pass_name = item
+                self.pass_name, self.in_pipeline = item, True
             elif hasattr(item, "kind"):
                 self.node = item
             yield item
+        self.in_pipeline = False
+
+    def validating(self, validate: Callable[..., None]) -> Callable[..., None]:
+        """Wraps the method of MIL programs: between passes it does nothing."""
+
+        def validated(program: Any, *args: Any, **kwargs: Any) -> None:
+            if not self.in_pipeline:
+                validate(program, *args, **kwargs)
+
+        return validated
 
 
 @contextmanager
@@ -55,10 +71,12 @@ def quiet_conversion() -> Iterator[Position]:
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logger.level
-        replaced = [(module, name, getattr(module, name)) for module, name in _PROGRESS]
+        replaced: list[tuple[Any, str, Any]] = [(module, name, getattr(module, name)) for module, name in _PROGRESS]
         logger.setLevel(logging.CRITICAL + 1)
         for module, name, _ in replaced:
             setattr(module, name, position.follow)
+        replaced.append((Program, "validate", Program.validate))
+        Program.validate = position.validating(Program.validate)
         try:
             yield position
         finally:

@@ -7,6 +7,7 @@ from typing import Any
 
 from coreml_quantizer.config import checks
 from coreml_quantizer.config.checks import Check
+from coreml_quantizer.config.display import ShortRepr
 from coreml_quantizer.estimators import ESTIMATORS
 
 WEIGHT_DTYPES = ("int8", "uint8", "int4", "uint4", "lut1", "lut2", "lut3", "lut4", "lut6", "lut8")
@@ -16,8 +17,8 @@ GRANULARITIES = ("per_tensor", "per_channel", "per_block", "per_channel_group")
 SCHEMES = ("symmetric", "affine")
 
 
-@dataclass(frozen=True)
-class EstimatorConfig:
+@dataclass(frozen=True, repr=False)
+class EstimatorConfig(ShortRepr):
     """A range estimator by name, with its arguments.
 
     Attributes:
@@ -48,8 +49,8 @@ class EstimatorConfig:
         return {"name": self.name, **self.arguments}
 
 
-@dataclass(frozen=True)
-class WeightConfig:
+@dataclass(frozen=True, repr=False)
+class WeightConfig(ShortRepr):
     """How weights are stored.
 
     Attributes:
@@ -90,8 +91,8 @@ class WeightConfig:
         return _to_dict(self)
 
 
-@dataclass(frozen=True)
-class ActivationConfig:
+@dataclass(frozen=True, repr=False)
+class ActivationConfig(ShortRepr):
     """How activations are quantized: uint8 per tensor, the only form that Core ML computes with.
 
     Attributes:
@@ -122,8 +123,8 @@ class ActivationConfig:
         return _to_dict(self)
 
 
-@dataclass(frozen=True)
-class LayerConfig:
+@dataclass(frozen=True, repr=False)
+class LayerConfig(ShortRepr):
     """What one layer's weights and activations become; None leaves that side in floating point."""
 
     weight: WeightConfig | None = field(default_factory=WeightConfig)

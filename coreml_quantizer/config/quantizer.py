@@ -11,6 +11,7 @@ import yaml
 
 from coreml_quantizer.config import checks
 from coreml_quantizer.config.checks import Check
+from coreml_quantizer.config.display import ShortRepr
 from coreml_quantizer.config.keys import op_key, type_key
 from coreml_quantizer.config.layers import LayerConfig, layer_problems
 
@@ -20,8 +21,8 @@ BOUNDARIES = ("quantized", "float")
 Layers = Mapping[str, LayerConfig | None]
 
 
-@dataclass(frozen=True)
-class Skip:
+@dataclass(frozen=True, repr=False)
+class Skip(ShortRepr):
     """What is left in floating point, whatever else the configuration says about it.
 
     Attributes:
@@ -43,8 +44,8 @@ class Skip:
             object.__setattr__(self, name, tuple(_KEYS[name](key) for key in value))
 
 
-@dataclass(frozen=True)
-class QuantizerConfig:
+@dataclass(frozen=True, repr=False)
+class QuantizerConfig(ShortRepr):
     """What becomes of every layer of a model; the same fields in Python, in a dict, and in YAML.
 
     Precedence: skip, then modules, patterns, types, ops, default; then `first_layer` and `last_layer`, and `inputs` and

@@ -9,8 +9,10 @@ import torch
 
 from partitioner.host.dtypes import DType
 from partitioner.host.errors import InputError
+from partitioner.host.images import to_image
 from partitioner.host.policy import Policy
-from partitioner.host.program import Feature
+from partitioner.host.program import Feature, Function
+from partitioner.host.registry import State
 
 # What a declared type accepts. An integer type accepts wider integers when the values fit.
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64)
@@ -105,6 +107,31 @@ def to_caller(feature: Feature, value: Any, owned: frozenset[int]) -> Any:
     if value.numel() and value.untyped_storage().data_ptr() in owned:
         return value.clone()
     return value.contiguous()
+
+
+def to_numpy(feature: Feature, value: Any) -> Any:
+    """An output as callers of ``predict`` get it: an array, an image, or what else the program returned."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if feature.kind == "image":
+        return to_image(feature, value)
+    # Core ML has no rank-0 arrays: a scalar is an array of one element.
+    return np.asarray(value.numpy()).reshape(value.shape or (1,))
+
+
+def checked_states(function: Function, states: dict[str, State] | None) -> dict[str, State]:
+    """The states of a function.
+
+    Raises:
+        InputError: They are missing, or those of another function.
+    """
+    names = [feature.name for feature in function.states]
+    if not names:
+        return {}
+    if states is None or set(states) != set(names):
+        given = "none" if states is None else sorted(states)
+        raise InputError(f"function {function.name!r} needs the states {names}, got {given}; pass make_state()")
+    return states
 
 
 def storage_addresses(values: Sequence[Any]) -> frozenset[int]:

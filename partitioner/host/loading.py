@@ -1,10 +1,11 @@
 """Loading programs and calling them."""
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, overload
 
-import numpy as np
 import torch
 
 import partitioner.host.ops  # noqa: F401  (registers the operations)
@@ -12,14 +13,17 @@ from partitioner.host.boundary import (
     check_count,
     check_data,
     check_names,
+    checked_states,
     default_input,
     storage_addresses,
     to_caller,
+    to_numpy,
     to_program,
 )
 from partitioner.host.errors import InputError
 from partitioner.host.executor import Observer, run_plan
-from partitioner.host.images import from_image, to_image
+from partitioner.host.given import naming
+from partitioner.host.images import from_image
 from partitioner.host.opening import Source, open_program
 from partitioner.host.plan import Plan
 from partitioner.host.planner import check_supported, make_plan
@@ -47,7 +51,8 @@ def load(source: Source, *, policy: str | Policy = STORAGE16) -> "Program":
         PolicyError: The policy is unknown.
     """
     chosen = get_policy(policy)
-    return Program(open_program(source), chosen)
+    origin = Path(source) if isinstance(source, (str, os.PathLike)) else None
+    return Program(open_program(source), chosen, origin)
 
 
 class Program:
@@ -57,12 +62,13 @@ class Program:
     from several threads; a state must not be used by two runs at a time.
     """
 
-    def __init__(self, program: MilProgram, policy: Policy = STORAGE16) -> None:
+    def __init__(self, program: MilProgram, policy: Policy = STORAGE16, origin: Path | None = None) -> None:
         """Wrap a parsed program.
 
         Args:
             program: The program.
             policy: Precision policy.
+            origin: Where it was read from, for messages.
 
         Raises:
             UnsupportedMilOpError: The program uses operations that have no definition.
@@ -70,6 +76,7 @@ class Program:
         check_supported(program.functions.values())
         self._program = program
         self._policy = policy
+        self._origin = origin
         self._plans: dict[tuple[str, bool], tuple[Plan, frozenset[int]]] = {}
         self._lock = threading.Lock()
 
@@ -84,7 +91,7 @@ class Program:
         Raises:
             PolicyError: The policy is unknown.
         """
-        return Program(self._program, get_policy(policy))
+        return Program(self._program, get_policy(policy), self._origin)
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -214,7 +221,7 @@ class Program:
         }
         outputs = self._run(function, given, state, observer)
         pairs = zip(function.outputs, outputs, strict=True)
-        return {feature.name: _to_numpy(feature, value) for feature, value in pairs}
+        return {feature.name: to_numpy(feature, value) for feature, value in pairs}
 
     def _run(
         self, function: Function, given: Mapping[str, Any], state: States | None, observer: Observer | None
@@ -226,7 +233,7 @@ class Program:
             else default_input(feature)
             for feature in function.inputs
         }
-        states = _checked_states(function, state)
+        states = checked_states(function, state)
         produced = run_plan(plan, {**values, **states}, observer)
         kept = [*given.values(), *values.values(), *(held.value for held in states.values())]
         owned = storage_addresses(kept) | constants
@@ -238,7 +245,8 @@ class Program:
         if key not in self._plans:
             with self._lock:
                 if key not in self._plans:
-                    plan = make_plan(function, self._policy, fold=fold)
+                    with naming(self._origin):
+                        plan = make_plan(function, self._policy, fold=fold)
                     self._plans[key] = (plan, storage_addresses(plan.template))
         return self._plans[key]
 
@@ -252,22 +260,3 @@ class Program:
         inputs = ", ".join(feature.name for feature in self.inputs)
         outputs = ", ".join(feature.name for feature in self.outputs)
         return f"Program({', '.join(self.functions)}: ({inputs}) -> ({outputs}), policy {self._policy.name})"
-
-
-def _checked_states(function: Function, state: States | None) -> States:
-    names = [feature.name for feature in function.states]
-    if not names:
-        return {}
-    if state is None or set(state) != set(names):
-        given = "none" if state is None else sorted(state)
-        raise InputError(f"function {function.name!r} needs the states {names}, got {given}; pass make_state()")
-    return state
-
-
-def _to_numpy(feature: Feature, value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    if feature.kind == "image":
-        return to_image(feature, value)
-    # Core ML has no rank-0 arrays: a scalar is an array of one element.
-    return np.asarray(value.numpy()).reshape(value.shape or (1,))

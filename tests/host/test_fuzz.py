@@ -1,7 +1,7 @@
 from host.fuzz import fuzz
 from host.fuzz_models import subjects
 
-CASES = 300
+CASES = 150
 # Not the seed of the full run of 10,000 cases, so that CI adds cases.
 SEED = 20
 

@@ -426,3 +426,19 @@ def test_importing_the_host_runtime_is_light():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
     assert result.stderr == ""
+
+
+def test_errors_while_planning_name_the_package(tmp_path):
+    model = convert(lambda x: mb.relu(x=x, name="y"), {"x": X})
+    path = tmp_path / "odd.mlpackage"
+    model.save(str(path))
+    spec_path = path / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    spec = model.get_spec()
+    operation = next(
+        op for op in spec.mlProgram.functions["main"].block_specializations["CoreML7"].operations if op.type == "relu"
+    )
+    operation.inputs["slope"].CopyFrom(operation.inputs["x"])
+    spec_path.write_bytes(spec.SerializeToString())
+    program = host.load(path)
+    with pytest.raises(host.ProgramFormatError, match=r"odd\.mlpackage: relu 'y': unknown parameter\(s\) \['slope'\]"):
+        program.predict({"x": X})

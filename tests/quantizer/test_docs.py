@@ -1,9 +1,13 @@
 """The table in the docs is the table in the code."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
+
+from coreml_quantizer import QuantizerConfig, presets
+from coreml_quantizer.estimators import ESTIMATORS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -16,3 +20,24 @@ def test_the_rule_page_is_up_to_date() -> None:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     assert module.TARGET.read_text() == module.render(), "run `python docs/make_rules.py`"
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="the docs are not beside the tests")
+def test_every_preset_and_estimator_is_documented() -> None:
+    rows = re.findall(r"^\| `(\w+)`", (DOCS / "presets.md").read_text(), re.MULTILINE)
+    assert rows == list(presets.PRESETS)
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|", (DOCS / "calibration.md").read_text(), re.MULTILINE)
+    found = {name: re.findall(r"`(\w+)` \(([\d.]+)\)", arguments) for name, arguments in rows}
+    expected = {
+        name: [(key, f"{argument.default:g}") for key, argument in kind.ARGUMENTS.items()]
+        for name, kind in ESTIMATORS.items()
+    }
+    assert found == expected
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="the docs are not beside the tests")
+def test_the_yaml_in_the_docs_is_a_configuration() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "configuration.md").read_text(), re.DOTALL)
+    config = QuantizerConfig.from_yaml(text)
+    assert config.skip.modules == ("head",)
+    assert config.types["Conv2d"].weight.group_size == 16

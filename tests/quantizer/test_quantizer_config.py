@@ -112,6 +112,13 @@ def test_dict_and_yaml_give_the_same_configuration_back(config: QuantizerConfig)
     assert eval(repr(config)) == config
 
 
+def test_configurations_show_what_is_set() -> None:
+    config = QuantizerConfig(LayerConfig(WeightConfig("int4", block_size=32), None), skip=Skip(ops=(torch.add,)))
+    weight = "WeightConfig(dtype='int4', granularity='per_block', block_size=32)"
+    expected = f"QuantizerConfig(default=LayerConfig(weight={weight}, activation=None), skip=Skip(ops=('aten.add',)))"
+    assert repr(config) == expected
+
+
 def test_yaml_files_are_written_and_read(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     text = presets.w4_block32().to_yaml(path)

@@ -20,14 +20,11 @@ def max_pool(
     ceil_mode: bool = False,
 ) -> torch.Tensor:
     """Largest element of each window; padding never wins."""
-    spatial = x.ndim - 2
-    strides = strides or (1,) * spatial
-    pads = resolve_pads(pad_type, pad, x.shape[2:], kernel_sizes, strides)
-    if _torch_pads(pads, kernel_sizes):
-        padding = tuple(before for before, _ in pads)
-    else:
-        x, padding = F.pad(x, torch_padding(pads), value=-torch.inf), (0,) * spatial
-    return _MAX[spatial](x, kernel_sizes, strides, padding, 1, ceil_mode)
+    strides, pads = _windows(x, kernel_sizes, pad_type, strides, pad)
+    padding = _torch_padding(pads, kernel_sizes)
+    if padding is None:
+        x, padding = F.pad(x, torch_padding(pads), value=-torch.inf), (0,) * len(pads)
+    return _MAX[len(pads)](x, kernel_sizes, strides, padding, 1, ceil_mode)
 
 
 @register_op("avg_pool")
@@ -41,18 +38,15 @@ def avg_pool(
     exclude_padding_from_average: bool = False,
 ) -> torch.Tensor:
     """Mean of each window; padding counts as zeros unless it is excluded."""
-    spatial = x.ndim - 2
-    strides = strides or (1,) * spatial
-    pads = resolve_pads(pad_type, pad, x.shape[2:], kernel_sizes, strides)
-    if _torch_pads(pads, kernel_sizes):
-        padding = tuple(before for before, _ in pads)
-        return _AVG[spatial](x, kernel_sizes, strides, padding, ceil_mode, not exclude_padding_from_average)
-    padded = F.pad(x, torch_padding(pads))
-    result = _AVG[spatial](padded, kernel_sizes, strides, 0, ceil_mode)
+    strides, pads = _windows(x, kernel_sizes, pad_type, strides, pad)
+    average, padding = _AVG[len(pads)], _torch_padding(pads, kernel_sizes)
+    if padding is not None:
+        return average(x, kernel_sizes, strides, padding, ceil_mode, not exclude_padding_from_average)
+    result = average(F.pad(x, torch_padding(pads)), kernel_sizes, strides, 0, ceil_mode)
     if not exclude_padding_from_average:
         return result
     inside = F.pad(torch.ones_like(x[:1, :1]), torch_padding(pads))
-    return result / _AVG[spatial](inside, kernel_sizes, strides, 0, ceil_mode)
+    return result / average(inside, kernel_sizes, strides, 0, ceil_mode)
 
 
 @register_op("l2_pool")
@@ -65,16 +59,23 @@ def l2_pool(
     ceil_mode: bool = False,
 ) -> torch.Tensor:
     """Root of the sum of squares of each window."""
-    spatial = x.ndim - 2
-    strides = strides or (1,) * spatial
-    pads = resolve_pads(pad_type, pad, x.shape[2:], kernel_sizes, strides)
+    strides, pads = _windows(x, kernel_sizes, pad_type, strides, pad)
     padded = F.pad(x.square(), torch_padding(pads))
-    if spatial == 1:
+    if len(pads) == 1:
         means = F.avg_pool2d(padded[:, :, None], (1, *kernel_sizes), (1, *strides), 0, ceil_mode, divisor_override=1)
         return means[:, :, 0].sqrt()
     return F.avg_pool2d(padded, kernel_sizes, strides, 0, ceil_mode, divisor_override=1).sqrt()
 
 
-def _torch_pads(pads: Pads, kernel_sizes: Ints) -> bool:
-    """Whether torch's own padding does it: symmetric, and at most half a window."""
-    return is_symmetric(pads) and all(2 * before <= size for (before, _), size in zip(pads, kernel_sizes, strict=True))
+def _windows(
+    x: torch.Tensor, kernel_sizes: Ints, pad_type: str, strides: Ints | None, pad: Ints | None
+) -> tuple[Ints, Pads]:
+    """Steps of the window, and the padding of each spatial dimension."""
+    steps = strides or (1,) * (x.ndim - 2)
+    return steps, resolve_pads(pad_type, pad, x.shape[2:], kernel_sizes, steps)
+
+
+def _torch_padding(pads: Pads, kernel_sizes: Ints) -> Ints | None:
+    """The padding as torch's pools take it, or None when they cannot: only symmetric, and at most half a window."""
+    halves = all(2 * before <= size for (before, _), size in zip(pads, kernel_sizes, strict=True))
+    return tuple(before for before, _ in pads) if halves and is_symmetric(pads) else None

@@ -40,12 +40,11 @@ def rnn(
 ) -> Tensors:
     """H = activation(W_ih x + W_hh h + b); returns the states (all or the last one) and the last state."""
     act = _ACTIVATIONS[activation]
-    h = initial_h
-    states = []
-    for projected in F.linear(_ordered(x, direction), weight_ih, bias).unbind(0):
-        h = act(projected + F.linear(h, weight_hh))
-        states.append(h)
-    return _collect(states, output_sequence), h
+
+    def step(projected: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return act(projected + F.linear(h, weight_hh))
+
+    return _unroll(step, F.linear(_ordered(x, direction), weight_ih, bias), initial_h, output_sequence)
 
 
 @register_op("gru")
@@ -63,16 +62,14 @@ def gru(
     """Gated recurrent unit with gates in the order reset, output, update; the reset gate scales the state."""
     gate, act = _ACTIVATIONS[recurrent_activation], _ACTIVATIONS[activation]
     w_r, w_o, w_z = weight_hh.chunk(3)
-    h = initial_h
-    states = []
-    for projected in F.linear(_ordered(x, direction), weight_ih, bias).unbind(0):
+
+    def step(projected: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         x_r, x_o, x_z = projected.chunk(3, -1)
         r = gate(x_r + F.linear(h, w_r))
         z = gate(x_z + F.linear(h, w_z))
-        o = act(x_o + F.linear(r * h, w_o))
-        h = (1 - z) * o + z * h
-        states.append(h)
-    return _collect(states, output_sequence), h
+        return (1 - z) * act(x_o + F.linear(r * h, w_o)) + z * h
+
+    return _unroll(step, F.linear(_ordered(x, direction), weight_ih, bias), initial_h, output_sequence)
 
 
 @register_op("gru", since=Opset.IOS18)
@@ -96,15 +93,14 @@ def gru_with_reset_after(
             x, initial_h, weight_ih, weight_hh, both, direction, output_sequence, recurrent_activation, activation
         )
     gate, act = _ACTIVATIONS[recurrent_activation], _ACTIVATIONS[activation]
-    h = initial_h
-    states = []
-    for projected in F.linear(_ordered(x, direction), weight_ih, input_bias).unbind(0):
+
+    def step(projected: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         x_r, x_o, x_z = projected.chunk(3, -1)
         h_r, h_o, h_z = F.linear(h, weight_hh, bias).chunk(3, -1)
         z = gate(x_z + h_z)
-        h = (1 - z) * act(x_o + gate(x_r + h_r) * h_o) + z * h
-        states.append(h)
-    return _collect(states, output_sequence), h
+        return (1 - z) * act(x_o + gate(x_r + h_r) * h_o) + z * h
+
+    return _unroll(step, F.linear(_ordered(x, direction), weight_ih, input_bias), initial_h, output_sequence)
 
 
 @register_op("lstm")
@@ -173,6 +169,17 @@ def _lstm_pass(
         h = gate(o + c * p_o) * act(c)
         states.append(h)
     return states, h, c
+
+
+def _unroll(
+    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], inputs: torch.Tensor, h: torch.Tensor, sequence: bool
+) -> Tensors:
+    """The states that ``step(input, state)`` runs through (all or the last one), and the last state."""
+    states = []
+    for projected in inputs.unbind(0):
+        h = step(projected, h)
+        states.append(h)
+    return _collect(states, sequence), h
 
 
 def _ordered(x: torch.Tensor, direction: str) -> torch.Tensor:

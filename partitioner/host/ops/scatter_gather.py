@@ -16,10 +16,7 @@ def gather(
     index = _wrapped(indices, x.shape[axis], validate_indices)
     if batch_dims == 0:
         return x.index_select(axis, index.flatten()).reshape(x.shape[:axis] + index.shape + x.shape[axis + 1 :])
-    batch = x.shape[:batch_dims]
-    rows = zip(x.flatten(0, batch_dims - 1), index.flatten(0, batch_dims - 1), strict=True)
-    parts = [gather(row, chosen, axis - batch_dims, validate_indices=validate_indices) for row, chosen in rows]
-    return torch.stack(parts).reshape(batch + parts[0].shape)
+    return _by_batch(lambda row, chosen: gather(row, chosen, axis - batch_dims), x, index, batch_dims)
 
 
 @register_op("gather_along_axis", exact=True)
@@ -41,10 +38,16 @@ def gather_nd(
     """Slices of x at index vectors, which the last dimension of ``indices`` holds."""
     if batch_dims == 0:
         return x[_coordinates(x, indices, validate_indices)]
-    batch = x.shape[:batch_dims]
-    rows = zip(x.flatten(0, batch_dims - 1), indices.flatten(0, batch_dims - 1), strict=True)
-    parts = [row[_coordinates(row, chosen, validate_indices)] for row, chosen in rows]
-    return torch.stack(parts).reshape(batch + parts[0].shape)
+    return _by_batch(lambda row, chosen: row[_coordinates(row, chosen, validate_indices)], x, indices, batch_dims)
+
+
+def _by_batch(
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor, indices: torch.Tensor, count: int
+) -> torch.Tensor:
+    """A function of both, applied to each entry of their first ``count`` dimensions."""
+    rows = zip(x.flatten(0, count - 1), indices.flatten(0, count - 1), strict=True)
+    parts = [function(row, chosen) for row, chosen in rows]
+    return torch.stack(parts).reshape(x.shape[:count] + parts[0].shape)
 
 
 _Combine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

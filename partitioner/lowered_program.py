@@ -1,0 +1,92 @@
+"""From an exported program to a `.pte` in one call, without the passes that only what stays outside Core ML needs."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.backend.compile_spec_schema import CompileSpec
+from torch.export import ExportedProgram
+
+from partitioner.partitioner import CoreMLPartitioner
+from partitioner.report import LoweringReport
+from partitioner.support import Rejection
+from partitioner.whole import lower_whole
+
+
+@dataclass(frozen=True)
+class LoweredProgram:
+    """A program in ExecuTorch's format.
+
+    Attributes:
+        manager: What ``to_executorch`` returns.
+        rejections: What was kept outside Core ML, and why.
+        report: What was lowered how, for each method.
+        direct: Whether the program went to Core ML as a whole, without ExecuTorch's passes.
+    """
+
+    manager: Any
+    rejections: tuple[Rejection, ...]
+    report: tuple[LoweringReport, ...]
+    direct: bool
+
+    @property
+    def buffer(self) -> bytes:
+        """The content of the `.pte` file."""
+        return bytes(self.manager.buffer)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the `.pte` file; a failure leaves the old file as it was.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        target = Path(path)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            part.write_bytes(self.buffer)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def lower(
+    programs: ExportedProgram | Mapping[str, ExportedProgram],
+    *,
+    partitioner: CoreMLPartitioner | None = None,
+    compile_specs: list[CompileSpec] | None = None,
+    config: ExecutorchBackendConfig | None = None,
+) -> LoweredProgram:
+    """Lowers an exported program to Core ML and writes it in ExecuTorch's format.
+
+    A program that Core ML takes as a whole is converted as it was exported, which needs a fraction of the time of
+    ``to_edge_transform_and_lower(...).to_executorch()``. Programs with operations outside Core ML, several methods,
+    mutable buffers or dynamic shapes take that way.
+
+    Args:
+        programs: What `torch.export.export` returns, or such by method name.
+        partitioner: How to lower; a `CoreMLPartitioner` with `compile_specs` when left out.
+        compile_specs: What `CoreMLBackend.generate_compile_specs` returns; not together with `partitioner`.
+        config: How ExecuTorch writes the program.
+
+    Raises:
+        ValueError: Both `partitioner` and `compile_specs` are given.
+        CompileSpecError: The compile specs are unreadable.
+        ConversionError: Core ML Tools cannot convert an operation.
+        DeploymentTargetError: The program needs a newer deployment target than the given one.
+        UnsupportedOpError: The partitioner demands the whole graph, and Core ML does not take all of it.
+    """
+    if partitioner is not None and compile_specs is not None:
+        raise ValueError("give the compile specs to the partitioner: CoreMLPartitioner(compile_specs=...)")
+    chosen = CoreMLPartitioner(compile_specs=compile_specs) if partitioner is None else partitioner
+    if isinstance(programs, ExportedProgram):
+        with torch.no_grad():
+            manager = lower_whole(programs, chosen)
+        if manager is not None:
+            return LoweredProgram(manager.to_executorch(config), (), chosen.report(), direct=True)
+    methods = programs if isinstance(programs, ExportedProgram) else dict(programs)
+    edge = to_edge_transform_and_lower(methods, partitioner=[chosen])
+    return LoweredProgram(edge.to_executorch(config), chosen.rejections, chosen.report(), direct=False)

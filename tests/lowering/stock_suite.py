@@ -1,0 +1,71 @@
+"""Runs ExecuTorch's own Core ML tests, read from the installed package, on this package's parts.
+
+    python tests/lowering/stock_suite.py [arguments of pytest]
+
+Only the imports of the partitioner and the backend are changed. Without torchvision its one test, which downloads
+weights, is left out.
+"""
+
+import ast
+import importlib.util
+import sys
+import tempfile
+from pathlib import Path
+
+import executorch.backends.apple.coreml as stock
+import pytest
+
+FILES = (
+    "test_coreml_partitioner.py",
+    "test_enumerated_shapes.py",
+    "test_coreml_multifunction.py",
+    "test_torch_ops.py",
+)
+OURS = {
+    "CoreMLPartitioner": "from partitioner import CoreMLPartitioner",
+    "CoreMLBackend": "from partitioner import CoreMLBackend",
+    "MULTIMETHOD_WEIGHT_SHARING_STRATEGY": (
+        "from partitioner.compile_specs import WeightSharing as MULTIMETHOD_WEIGHT_SHARING_STRATEGY"
+    ),
+}
+REPLACED = ("executorch.backends.apple.coreml.compiler", "executorch.backends.apple.coreml.partition")
+NEEDS_TORCHVISION = "test_vit_skip_conv"
+
+
+def rewritten(source: str) -> str:
+    """The source with our parts imported in place of the stock's."""
+    tree = ast.parse(source)
+    body: list[ast.stmt] = []
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith(REPLACED):
+            names = [alias.name for alias in statement.names]
+            body += [line for name in names for line in ast.parse(OURS[name]).body]
+        elif isinstance(statement, ast.Import) and statement.names[0].name == "torchvision" and not _has_torchvision():
+            continue
+        else:
+            body.append(statement)
+    return ast.unparse(ast.Module(body=body, type_ignores=[]))
+
+
+def _has_torchvision() -> bool:
+    if importlib.util.find_spec("torchvision") is None:
+        return False
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):  # built for another torch
+        return False
+    return True
+
+
+def run(arguments: list[str]) -> int:
+    """Returns pytest's exit status."""
+    folder = Path(next(iter(stock.__path__))) / "test"
+    with tempfile.TemporaryDirectory() as name:
+        for file in FILES:
+            (Path(name) / file).write_text(rewritten((folder / file).read_text()))
+        left_out = [] if _has_torchvision() else ["-k", f"not {NEEDS_TORCHVISION}"]
+        return int(pytest.main(["-q", "-p", "no:cacheprovider", "-c", "/dev/null", name, *left_out, *arguments]))
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
