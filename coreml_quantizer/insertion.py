@@ -26,8 +26,8 @@ def insert_observers(graph_module: GraphModule, observers: Mapping[Place, Any], 
 
     Args:
         graph_module: The annotated graph, changed in place.
-        observers: Observer, or fake quantizer, of every annotated place; the same object at places that share. Each has
-            `sibling` and `tensor_name`, as `RangeObserver` has.
+        observers: Observer, or fake quantizer, of every annotated place; the same object at places that share. Those
+            that have `sibling` and `tensor_name`, as ours do, are told the tensor and keep their places apart.
         sources: Places where new values arise; at the others values are only copied or averaged, so that observing
             them would add nothing.
     """
@@ -78,9 +78,11 @@ class _Inserter:
     def _add(self, place: Place, observer: Any) -> str:
         name = f"{_PREFIX}{self._count}"
         self._count += 1
-        if id(observer) in self._placed:
-            observer = observer.sibling(observes=place in self._sources)
-        self._placed.add(id(observer))
-        observer.tensor_name = (place if isinstance(place, Node) else place[0]).name
+        if hasattr(observer, "sibling"):
+            if id(observer) in self._placed:
+                observer = observer.sibling(observes=place in self._sources)
+            self._placed.add(id(observer))
+        if hasattr(observer, "tensor_name"):
+            observer.tensor_name = (place if isinstance(place, Node) else place[0]).name
         self._graph_module.add_module(name, observer)
         return name

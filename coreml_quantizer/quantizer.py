@@ -16,6 +16,7 @@ from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.qat.hiding import HiddenBatchNorm, hide, reveal
 from coreml_quantizer.qat.trainee import Trainee
 from coreml_quantizer.qat.wrapping import wrap_for_training
+from coreml_quantizer.reporting import Report, make_report
 from coreml_quantizer.rules import rules
 from coreml_quantizer.sharing import Place
 
@@ -109,6 +110,20 @@ class CoreMLQuantizer(Quantizer):
                 "first."
             )
         self._training.step()
+
+    def report(self, prepared: GraphModule) -> Report:
+        """Says what became of every operator of a prepared model, by which entry of the configuration, and why.
+
+        Args:
+            prepared: What `prepare_pt2e` returned with this quantizer, or with one of the same configuration.
+
+        Returns:
+            A report with `to_text()`, `to_json()` and `to_dict()`.
+
+        Raises:
+            QuantizerError: `prepared` is not such a graph.
+        """
+        return make_report(prepared, self._policy)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_placement": None, "_hidden": [], "_training": None}

@@ -18,18 +18,8 @@ from coreml_quantizer.values import evaluate
 from coreml_quantizer.weights.compressor import store
 
 aten = torch.ops.aten
-_ops = torch.ops.quantized_decomposed
 
 _BIAS_POSITION = 2
-_GRIDS = frozenset(
-    {
-        _ops.quantize_per_tensor.default,
-        _ops.quantize_per_channel.default,
-        _ops.dequantize_per_channel.default,
-        torch.ops.torchao.dequantize_affine.default,
-    }
-)
-"""Operators whose constants are weights and grids, and stay as they are."""
 
 
 class Finisher(FakeQuantizeBase):
@@ -58,8 +48,9 @@ class Finisher(FakeQuantizeBase):
                 _convert_batch_norm(model, call, module)
         _forget_mode(model)
         rewrite_lone_batch_norms(model)
-        kept = [(s, user) for user in model.graph.nodes if user.target in _GRIDS for s in user.all_input_nodes]
-        round_constants_to_half(model, kept, rules)
+        # What conversion made, weights and grids, knows no shapes and stays as it is.
+        made = [(s, user) for user in model.graph.nodes if "val" not in user.meta for s in user.all_input_nodes]
+        round_constants_to_half(model, made, rules)
 
 
 def _forget_mode(model: GraphModule) -> None:

@@ -39,6 +39,15 @@ class FoldedWeight(FakeQuantizeBase):
         self.axis = axis
         self.eps = eps
 
+    @property
+    def tensor_name(self) -> str:
+        """Graph name of the weight."""
+        return self.quantizer.tensor_name
+
+    @tensor_name.setter
+    def tensor_name(self, name: str) -> None:
+        self.quantizer.tensor_name = name
+
     def forward(
         self, weight: Tensor, mode: Mode = None, norm_weight: Tensor | None = None, variance: Tensor | None = None
     ) -> Tensor:

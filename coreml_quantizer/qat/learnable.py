@@ -81,13 +81,17 @@ class LearnableFakeQuantize(FakeQuantize):
         return result
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
-        self.scale = self._positive_step().detach()
+        self.take_step()
         return super().calculate_qparams()
 
     def check(self) -> None:
         """Raises CalibrationError when the step is not finite."""
-        self.scale = self.step.detach()
+        self.take_step()
         super().check()
+
+    def take_step(self) -> None:
+        """Makes the trained step the scale."""
+        self.scale = self._positive_step().detach()
 
     def _positive_step(self) -> Tensor:
         """The step as the device will have it: a float16 number; its gradient is that of the parameter."""

@@ -15,6 +15,10 @@ class BlockObserver(WeightCompressor):
     `constexpr_blockwise_shift_scale` (iOS18). Source of per-block scales: coremltools guide, Quantization, Granularity.
     """
 
+    def block_sizes(self) -> tuple[int, ...]:
+        """Returns the extent of one block along each axis of the weight."""
+        return block_sizes(tuple(self.weight.shape), self.spec)
+
     def convert(self, model: GraphModule, observer_node: Node) -> None:
         """Replaces the weight by stored integers and their dequantization."""
         self.pack(model, observer_node, self.weight, *self.grid(self.weight))

@@ -17,6 +17,10 @@ class PaletteObserver(WeightCompressor):
     `constexpr_lut_to_dense`. Source: coremltools guide, Palettization; Lloyd 1982 for the clustering.
     """
 
+    def block_sizes(self) -> tuple[int, ...]:
+        """Returns the extent of what shares a table along each axis of the weight."""
+        return block_sizes(tuple(self.weight.shape), self.spec)
+
     def convert(self, model: GraphModule, observer_node: Node) -> None:
         """Replaces the weight by stored indices, tables, and the lookup."""
         self.pack(model, observer_node, self.weight, self.tables(self.weight))

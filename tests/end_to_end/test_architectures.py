@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from models import build, signal_to_noise
-
 from torch import Tensor
 
 from partitioner import host

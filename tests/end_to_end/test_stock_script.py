@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from models import signal_to_noise
 
 from partitioner import host

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from coreml_quantizer import (
     CalibrationError,
@@ -28,7 +28,7 @@ ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
 
 class _LeavesInsertionToTorchao(CoreMLQuantizer):
     def prepare_obs_or_fq_callback(self, model: GraphModule, edge_or_node_to_obs_or_fq: dict) -> None:
-        training.refuse(model, edge_or_node_to_obs_or_fq)
+        training.detect(model, edge_or_node_to_obs_or_fq)
 
 
 def small_model() -> nn.Module:
@@ -58,12 +58,6 @@ def test_calibration_sees_float_values() -> None:
     expected = model(image)
     # Only the two biases, rounded to float16, differ: by 2**-12 of themselves, and the second layer averages.
     torch.testing.assert_close(prepared(image), expected, rtol=0, atol=2**-11 * float(expected.abs().max()))
-
-
-def test_preparing_for_training_is_refused() -> None:
-    exported = torch.export.export(small_model(), (torch.randn(2, 3, 8, 8),)).module()
-    with pytest.raises(QuantizerError, match=r"quantization-aware training.*prepare_pt2e"):
-        prepare_qat_pt2e(exported, CoreMLQuantizer())
 
 
 @pytest.mark.parametrize(
