@@ -19,7 +19,7 @@ from coreml_quantizer.places import Places
 from coreml_quantizer.recording import Ledger, record, record_nested
 from coreml_quantizer.rules import OpRule, OutputRange, RuleTable, Treatment
 from coreml_quantizer.scope import ScopeResolver, module_stack
-from coreml_quantizer.sensitive import Sensitivity
+from coreml_quantizer.sensitive import Sensitivity, read_by_norm
 from coreml_quantizer.sharing import Place, SharingGroups
 from coreml_quantizer.specs import FixedSpec, OpSpec, Scheme, TensorSpec
 from coreml_quantizer.values import find_constants, find_written_values, is_float
@@ -134,7 +134,10 @@ class _Annotator:
         if spec.input is not None:
             overruled = [source for source in sources if self._places.overrules(source, spec.input)]
             if overruled:
-                self._ledger.overruled[node] = overruled
+                names = ", ".join(source.name for source in overruled)
+                self._ledger.notes[node] = (
+                    f"it reads {names} with the parameters of the producer, whose settings differ"
+                )
             for source in sources:
                 self._places.edge(source, node, spec.input)
         if spec.output is not None and (sources or weights) and not rule.weights_only:
@@ -143,6 +146,9 @@ class _Annotator:
         return None if node in self._places.inputs else "the configuration quantizes nothing that it reads or writes"
 
     def _quantize_output(self, node: Node, rule: OpRule, spec: OpSpec, sources: list[Node]) -> None:
+        if rule.combines and read_by_norm(node):
+            self._ledger.notes[node] = "its operands are quantized; what it makes stays float, because a norm reads it"
+            return
         tail = self._fusions.follow(node, rule, spec, self._stops)
         behind = self._rules.lookup(tail)
         if tail is not node and behind is not None:

@@ -47,7 +47,6 @@ def rewrite_lone_batch_norms(graph_module: GraphModule) -> None:
     constants = find_constants(nodes, find_written_values(nodes))
     for index, node in enumerate(node for node in found if _is_affine(node, constants)):
         _rewrite(graph_module, node, f"{_PREFIX}_{index}")
-    graph_module.graph.eliminate_dead_code()
 
 
 def _is_affine(node: Node, constants: Container[Node]) -> bool:
@@ -93,20 +92,25 @@ def _affine_of(graph_module: GraphModule, node: Node, rank: int, dtype: torch.dt
 def _rewrite(graph_module: GraphModule, node: Node, name: str) -> None:
     value = node.meta["val"]
     affine = _affine_of(graph_module, node, value.ndim, value.dtype)
+    fake = value.new_empty(affine.scale.shape)
     graph = graph_module.graph
     with graph.inserting_before(node):
-        scale = _constant(graph_module, f"{name}_scale", affine.scale, value)
-        shift = _constant(graph_module, f"{name}_shift", affine.shift, value)
+        scale = _constant(graph_module, f"{name}_scale", affine.scale, fake)
+        shift = _constant(graph_module, f"{name}_shift", affine.shift, fake)
         product = graph.call_function(aten.mul.Tensor, (node.args[0], scale))
         result = graph.call_function(aten.add.Tensor, (product, shift))
     for made in (product, result):
         made.meta = dict(node.meta)
     node.replace_all_uses_with(result)
+    parameters = node.all_input_nodes[1:]
     graph.erase_node(node)
+    for parameter in parameters:
+        if parameter.op == "get_attr" and not parameter.users:
+            graph.erase_node(parameter)
 
 
-def _constant(graph_module: GraphModule, name: str, tensor: Tensor, like: Any) -> Node:
+def _constant(graph_module: GraphModule, name: str, tensor: Tensor, fake: Tensor) -> Node:
     graph_module.register_buffer(name, tensor)
     node = graph_module.graph.get_attr(name)
-    node.meta["val"] = like.new_empty(tensor.shape)
+    node.meta["val"] = fake
     return node

@@ -27,14 +27,14 @@ class Ledger:
         entries: The entry of the configuration that governs it.
         reasons: Why it stays in floating point.
         fused: The operator that it is fused into.
-        overruled: Operands that it reads as their producers quantize them, with settings other than its own.
+        notes: What is out of the ordinary about how it is quantized.
     """
 
     rules: dict[Node, OpRule] = field(default_factory=dict)
     entries: dict[Node, Governing] = field(default_factory=dict)
     reasons: dict[Node, str] = field(default_factory=dict)
     fused: dict[Node, Node] = field(default_factory=dict)
-    overruled: dict[Node, list[Node]] = field(default_factory=dict)
+    notes: dict[Node, str] = field(default_factory=dict)
 
 
 def record(nodes: Iterable[Node], ledger: Ledger, placed: Places) -> Iterator[Decision]:
@@ -81,9 +81,8 @@ def _decision(node: Node, ledger: Ledger, placed: Places, weights: list[Node]) -
 def _reason(node: Node, rule: OpRule | None, ledger: Ledger) -> str:
     if node in ledger.fused:
         return f"it is fused into {ledger.fused[node].name}"
-    if node in ledger.overruled:
-        operands = ", ".join(source.name for source in ledger.overruled[node])
-        return f"it reads {operands} with the parameters of the producer, whose settings differ from its own"
+    if node in ledger.notes:
+        return ledger.notes[node]
     return ledger.reasons.get(node) or ("" if rule is None else rule.reason)
 
 

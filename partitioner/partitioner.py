@@ -153,6 +153,8 @@ class CoreMLPartitioner(Partitioner):
                 + "\n  ".join(map(str, refused))
                 + "\nUse lower_full_graph=False to run them outside Core ML, or rewrite the model without them"
             )
+        if any(rejection.op.startswith("quantized_decomposed.") for rejection in refused):
+            import executorch.kernels.quantized  # registers the kernels of what stays outside  # noqa: F401
         self.record(exported_program, decisions, len(groups))
         spec = DelegationSpec(self.delegation_spec.backend_id, self._marked_specs(target))
         tags: dict[str, DelegationSpec] = {}

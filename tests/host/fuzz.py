@@ -168,7 +168,7 @@ def watch_files(folder: Path, seen: list[str]) -> None:
         if event != "open" or not isinstance(arguments[0], str):
             return
         path = os.path.realpath(arguments[0])
-        inside = path.startswith((f"{folder}/package/", f"{folder}/warm/"))
+        inside = f"{path}/".startswith((f"{folder}/package/", f"{folder}/warm/"))
         if not inside and (path.startswith(str(folder)) or OUTSIDE in path):
             seen.append(path)
 

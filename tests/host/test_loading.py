@@ -410,7 +410,7 @@ def test_policies_are_named_and_differ():
 
 @pytest.mark.parametrize("policy", ["exact", "float64", "", None, 16, ["float32"]])
 def test_unknown_policies_are_refused(package, policy):
-    with pytest.raises(host.PolicyError, match=r"choose one of \['float32', 'storage16'\]") as caught:
+    with pytest.raises(host.PolicyError, match=r"choose one of \['float32', 'sequential16', 'storage16'\]") as caught:
         host.load(package, policy=policy)
     assert isinstance(caught.value, host.HostError)
     assert isinstance(caught.value, ValueError)

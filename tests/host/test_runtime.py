@@ -213,7 +213,7 @@ def test_error_of_the_program_surfaces_with_its_message():
 
 @needs_native
 def test_exception_while_running_surfaces_with_its_message(monkeypatch):
-    def fail(self, inputs):
+    def fail(self, inputs, observer):
         raise ZeroDivisionError("no such luck")
 
     case = programs.split()
@@ -236,7 +236,7 @@ def test_exception_while_opening_surfaces_with_its_message(monkeypatch):
 
 @needs_native
 def test_interrupt_is_not_swallowed(monkeypatch):
-    def interrupt(self, inputs):
+    def interrupt(self, inputs, observer):
         raise KeyboardInterrupt
 
     case = programs.two_outputs()

@@ -173,6 +173,7 @@ def check_language_model(model: nn.Module, inputs: tuple[Tensor], expected_bytes
     assert weight_bytes(manager) == pytest.approx(expected_bytes, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_language_model_with_int4_groups_and_int8_embeddings() -> None:
     """ExecuTorch's guide to quantizing language models for Core ML, first snippet."""
     model, inputs = llama()
@@ -184,6 +185,7 @@ def test_a_language_model_with_int4_groups_and_int8_embeddings() -> None:
     check_language_model(model, inputs, embeddings + 1024 * 2 + weights / 2 + weights / 32 * 2 + norms)
 
 
+@pytest.mark.slow
 def test_a_language_model_with_three_bit_lookup_tables() -> None:
     """ExecuTorch's guide to quantizing language models for Core ML, second snippet."""
     model, inputs = llama()

@@ -119,6 +119,7 @@ def test_saving_leaves_nothing_but_the_file(tmp_path: Path) -> None:
         lowered.save(tmp_path / "missing" / "model.pte")
 
 
+@pytest.mark.slow
 def test_equal_bytes_in_every_process(tmp_path: Path) -> None:
     script = (
         "import sys, torch; from torch import nn; from partitioner import lower; torch.manual_seed(0); "

@@ -25,7 +25,6 @@ ACTIVATIONS = frozenset(
 )  # fmt: skip
 """What may stand between a product and its quantize."""
 
-NORMS = frozenset({"layer_norm", "instance_norm", "l2_norm"})
 BINARY = frozenset({"add", "sub", "mul", "real_div", "maximum", "minimum"})
 FIXED_SCALES = (1 / 256, 2 / 256)
 """Scales of outputs whose range is known; they never join those of other tensors."""
@@ -100,13 +99,12 @@ def _requantized(ops: list[Op]) -> Iterator[str]:
 
 
 def _sums(ops: list[Op]) -> Iterator[str]:
-    """Residual additions have both of their inputs quantized, or none; a norm behind them may need more bits."""
+    """Residual additions have both of their inputs quantized, or none."""
     for op in ops:
         if op.kind != "add" or len(op.variable) != 2 or _in_attention(op):
             continue
         quantized = [_is_dequantized(operand) for operand in op.variable]
-        before_norm = all(reader.kind in NORMS for reader in walk(op, _readers, _moves))
-        if any(quantized) and not all(quantized) and not before_norm:
+        if any(quantized) and not all(quantized):
             yield f"{op} adds {op.variable}, of which only one is quantized"
 
 

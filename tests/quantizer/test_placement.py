@@ -183,6 +183,26 @@ def test_residual_add_has_both_inputs_quantized_and_fuses_relu() -> None:
     assert input_qparams(add, 1) == input_qparams(call(graph, aten.conv2d))
 
 
+def test_a_sum_that_a_norm_reads_has_quantized_inputs_and_a_float_output() -> None:
+    class PreNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+            self.norm = nn.LayerNorm(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x) + x
+            return y + self.c(self.norm(self.b(x) + y))
+
+    graph = quantize(PreNorm(), ROWS)
+    first, second, last = calls(graph, aten.add)
+    for add in (first, second, last):
+        assert [is_dequantized(operand) for operand in add.args] == [True, True]
+    assert list(second.users) == [call(graph, aten.layer_norm)]
+    output_qparams(first)
+    output_qparams(last)
+
+
 @pytest.mark.parametrize(("activation", "zero_point"), [(nn.ReLU(), 0), (nn.SiLU(), 128)])
 def test_add_is_affine_only_when_all_its_inputs_are(activation: nn.Module, zero_point: int) -> None:
     class Sum(nn.Module):

@@ -65,7 +65,8 @@ def seconds(blocks: int, config: object = None, repeats: int = 2) -> float:
 def test_the_network_is_quantized() -> None:
     prepared = prepare_pt2e(residual_network(3), CoreMLQuantizer())
     prepared(torch.ones(2, 4))
-    assert len(calls(convert_pt2e(prepared), QDQ.quantize_per_tensor)) >= 3 * 3
+    # In each block what linear and addition read, and what ReLU makes; the norm reads the sum in floating point.
+    assert len(calls(convert_pt2e(prepared), QDQ.quantize_per_tensor)) == 3 * 2
 
 
 def test_time_is_linear_in_nodes() -> None:

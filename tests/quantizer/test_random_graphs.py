@@ -80,7 +80,7 @@ def test_programs_give_what_the_converted_graph_gives(model: Drawn) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, **COMMON)
+@settings(max_examples=100, **COMMON)
 @given(networks(8))
 def test_many_random_graphs(model: Drawn) -> None:
     check_program(*check_scales(model))
