@@ -7,19 +7,33 @@ from typing import Any
 import coremltools as ct
 import torch
 from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+from coremltools.converters.mil.frontend.torch.utils import TorchFrontend
 
 Converter = Callable[[Any, Any], None]
 
 
 def set_converter(*names: str) -> Callable[[Converter], Converter]:
-    """Registers a converter under several names, in place of those that were there."""
+    """Registers a converter of exported programs under several names, in place of those that were there.
+
+    Traced programs (torch.jit) keep the converters of Core ML Tools: their nodes are of another kind, and whoever
+    converts them does not expect us to have a part in it.
+    """
 
     def register(convert: Converter) -> Converter:
         for name in names:
-            _TORCH_OPS_REGISTRY.set_func_by_name(convert, name)
+            plain = _TORCH_OPS_REGISTRY.name_to_func_mapping.get(name)
+            _TORCH_OPS_REGISTRY.set_func_by_name(_of_exported(convert, plain), name)
         return convert
 
     return register
+
+
+def _of_exported(convert: Converter, plain: Converter | None) -> Converter:
+    def dispatch(context: Any, node: Any) -> None:
+        traced = plain is not None and context.frontend == TorchFrontend.TORCHSCRIPT
+        (plain if traced and plain is not None else convert)(context, node)
+
+    return dispatch
 
 
 def get_converter(name: str) -> Converter:
