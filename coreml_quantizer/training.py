@@ -40,11 +40,16 @@ def refuse_training_mode(model: GraphModule) -> None:
 
 def _trains(node: Node) -> bool:
     position = _TRAINING_ARGUMENTS.get(getattr(node.target, "overloadpacket", None))  # type: ignore[arg-type]
-    if position is not None:
+    if position is not None and not _has_no_statistics(node):
         return len(node.args) > position and node.args[position] is True
     counter = node.args[0] if node.op == "call_function" and node.args else None
     writes = node.target is torch.ops.aten.add_.Tensor and isinstance(counter, Node) and counter.op == "get_attr"
     return writes and str(getattr(counter, "target", "")).endswith(_COUNTER)
+
+
+def _has_no_statistics(node: Node) -> bool:
+    """A weight may be normalized by a batch norm that keeps nothing: it is the same in eval mode."""
+    return node.target is torch.ops.aten.batch_norm.default and node.args[3] is None
 
 
 def _module_of(node: Node) -> str:

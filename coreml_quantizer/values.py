@@ -36,7 +36,9 @@ def evaluate(node: Node, graph_module: GraphModule) -> Any:
     """Computes a constant node."""
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(graph_module)
-    function: Callable[..., Any] = node.target  # type: ignore[assignment]
+    function: Callable[..., Any] = (
+        graph_module.get_submodule(str(node.target)) if node.op == "call_module" else node.target  # type: ignore[assignment]
+    )
     arguments, keywords = map_arg((node.args, node.kwargs), lambda source: evaluate(source, graph_module))
     with torch.no_grad():
         return function(*arguments, **keywords)

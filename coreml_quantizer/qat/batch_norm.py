@@ -31,13 +31,16 @@ class BatchNorm(Scheduled):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
+        mean: Tensor | None,
+        variance: Tensor | None,
         batches: Tensor | None = None,
         mode: Mode = None,
     ) -> Tensor:
-        """Normalizes `x`, of shape (batch, channels, ...); everything else but `batches` has shape (channels,)."""
-        trains = bool(mode) and not self.frozen
+        """Normalizes `x`, of shape (batch, channels, ...); everything else but `batches` has shape (channels,).
+
+        Without running statistics, those of the batch are used in every mode.
+        """
+        trains = mean is None or (bool(mode) and not self.frozen)
         if trains and batches is not None:
             batches.add_(1)
         return F.batch_norm(x, mean, variance, weight, bias, trains, self.momentum, self.eps)

@@ -67,7 +67,7 @@ def _convert_batch_norm(model: GraphModule, node: Node, module: BatchNorm) -> No
         _fold_bias(model, layer, node, module)
         return
     with model.graph.inserting_before(node):
-        arguments = (*node.args[:5], False, module.momentum, module.eps, False)
+        arguments = (*node.args[:5], node.args[3] is None, module.momentum, module.eps, False)
         result = model.graph.call_function(aten.batch_norm.default, arguments)
     result.meta = dict(node.meta)
     node.replace_all_uses_with(result)

@@ -30,7 +30,7 @@ class HiddenBatchNorm:
     @property
     def trains(self) -> bool:
         """Whether the model was exported with this batch norm in training mode."""
-        return self.args[5] is True
+        return self.args[5] is True and self.args[3] is not None
 
 
 def hide(graph_module: GraphModule) -> list[HiddenBatchNorm]:

@@ -22,7 +22,6 @@ from coreml_quantizer.qat.folded_weight import FoldedWeight
 from coreml_quantizer.qat.hiding import HiddenBatchNorm
 from coreml_quantizer.qat.schedule import Scheduled, most_common_milestones
 from coreml_quantizer.sharing import Place
-from coreml_quantizer.values import evaluate
 
 aten = torch.ops.aten
 
@@ -121,7 +120,7 @@ def _quantizers_of(
         observer = observers[constant, layer]
         if id(observer) in made:
             continue
-        quantizer = fake_quantizer_of(observer, evaluate(constant, graph_module))
+        quantizer = fake_quantizer_of(observer, constant.meta["val"])
         batch_norm = folded.by_layer.get(layer)
         if batch_norm is not None:
             made[id(observer)] = FoldedWeight(quantizer, FOLDING[layer.target], batch_norm.module.eps)
