@@ -1,6 +1,6 @@
 """What a layer's weights and activations become, as a user writes it: the leaves of `QuantizerConfig`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -8,13 +8,16 @@ from typing import Any
 from coreml_quantizer.config import checks
 from coreml_quantizer.config.checks import Check
 from coreml_quantizer.config.display import ShortRepr
+from coreml_quantizer.config.milestones import milestone_problems
 from coreml_quantizer.estimators import ESTIMATORS
+from coreml_quantizer.specs import Milestones
 
 WEIGHT_DTYPES = ("int8", "uint8", "int4", "uint4", "lut1", "lut2", "lut3", "lut4", "lut6", "lut8")
 """Integer types, and lookup tables by the bits of an index. Source: Core ML's constexpr operations."""
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_block", "per_channel_group")
 SCHEMES = ("symmetric", "affine")
+ALGORITHMS = ("vanilla", "learnable")
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,33 +128,67 @@ class ActivationConfig(ShortRepr):
 
 @dataclass(frozen=True, repr=False)
 class LayerConfig(ShortRepr):
-    """What one layer's weights and activations become; None leaves that side in floating point."""
+    """What one layer's weights and activations become; None leaves that side in floating point.
+
+    Attributes:
+        weight: How weights are stored.
+        activation: How inputs and outputs are quantized.
+        algorithm: "vanilla", or "learnable" for scales that the loss trains; only training looks at it.
+        milestones: Steps at which training turns observers on, rounding on, observers off, and freezes batch-norm
+            statistics, -1 for never; None for observing and rounding from the start.
+
+    Raises:
+        ConfigError: A value is not allowed.
+    """
 
     weight: WeightConfig | None = field(default_factory=WeightConfig)
     activation: ActivationConfig | None = field(default_factory=ActivationConfig)
+    algorithm: str = "vanilla"
+    milestones: Milestones | None = None
 
     def __post_init__(self) -> None:
         checks.refuse(checks.wrong_types(self, {"weight": WeightConfig, "activation": ActivationConfig}))
+        checks.refuse(layer_problems({"algorithm": self.algorithm, "milestones": self.milestones}))
+        if self.milestones is not None:
+            object.__setattr__(self, "milestones", tuple(self.milestones))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LayerConfig":
-        """Reads `weight` and `activation`, each a dict or None; what is left out has its default."""
+        """Reads the attributes, `weight` and `activation` each a dict or None; what is left out has its default."""
         checks.refuse(layer_problems(fields))
-        readers = {"weight": WeightConfig.from_dict, "activation": ActivationConfig.from_dict}
+        readers: Mapping[str, Callable[[Any], Any]] = {
+            "weight": WeightConfig.from_dict,
+            "activation": ActivationConfig.from_dict,
+            "algorithm": str,
+            "milestones": tuple,
+        }
         read: dict[str, Any] = {name: None if value is None else readers[name](value) for name, value in fields.items()}
         return cls(**read)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what `from_dict` reads."""
         sides = {"weight": self.weight, "activation": self.activation}
-        return {name: None if side is None else side.to_dict() for name, side in sides.items()}
+        training = {} if self.algorithm == "vanilla" else {"algorithm": self.algorithm}
+        if self.milestones is not None:
+            training["milestones"] = list(self.milestones)  # type: ignore[assignment]
+        return {**{name: None if side is None else side.to_dict() for name, side in sides.items()}, **training}
 
 
 def layer_problems(fields: Any) -> list[str]:
     """Returns what is wrong with a dict of LayerConfig fields; each line starts with the field."""
     return checks.problems(
-        fields, {"weight": _optional(_weight_problems), "activation": _optional(_activation_problems)}
+        fields,
+        {
+            "weight": _optional(_weight_problems),
+            "activation": _optional(_activation_problems),
+            "algorithm": checks.one_of(ALGORITHMS),
+            "milestones": _milestone_problems,
+        },
     )
+
+
+def _milestone_problems(given: Any) -> list[str]:
+    return [line.removeprefix("milestones") for line in milestone_problems(given)]
 
 
 def _to_dict(config: WeightConfig | ActivationConfig) -> dict[str, Any]:

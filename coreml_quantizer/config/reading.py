@@ -1,6 +1,7 @@
 """Reads `QuantizerConfig` into a `QuantizationPolicy`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from coreml_quantizer.config.layers import ActivationConfig, EstimatorConfig, LayerConfig, WeightConfig
@@ -22,6 +23,7 @@ from coreml_quantizer.specs import (
     Scheme,
     Storage,
     TensorSpec,
+    Training,
 )
 
 _STORAGE: Mapping[str, Storage] = MappingProxyType(
@@ -53,8 +55,10 @@ def _specs(layers: Layers) -> dict[str, OpSpec | None]:
 def _op_spec(layer: LayerConfig | None) -> OpSpec | None:
     if layer is None or (layer.weight is None and layer.activation is None):
         return None
-    activation = None if layer.activation is None else _activation_spec(layer.activation)
-    return OpSpec(activation, None if layer.weight is None else _weight_spec(layer.weight), activation)
+    training = Training(layer.milestones, learnable=layer.algorithm == "learnable")
+    activation = None if layer.activation is None else replace(_activation_spec(layer.activation), training=training)
+    weight = None if layer.weight is None else replace(_weight_spec(layer.weight), training=training)
+    return OpSpec(activation, weight, activation)
 
 
 def _activation_spec(config: ActivationConfig) -> TensorSpec:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -287,3 +288,16 @@ def test_presets_prepare_convert_and_stay_close(name: str) -> None:
 def test_the_default_is_w8a8() -> None:
     assert linears("w8a8") == linears(presets.w8a8())
     assert CoreMLQuantizer(None)._policy == CoreMLQuantizer("w8a8")._policy
+
+
+def test_training_is_part_of_a_layer() -> None:
+    config = QuantizerConfig(LayerConfig(algorithm="learnable", milestones=(0, 10, 30, -1)))
+    assert QuantizerConfig.from_dict(config.to_dict()) == config
+    assert "milestones=(0, 10, 30, -1)" in repr(config)
+    for wrong, words in (
+        ({"algorithm": "lsq"}, "algorithm='lsq'"),
+        ({"milestones": [3, 1, 4, 5]}, "milestones=[3, 1, 4, 5]: 'fake quantization on' comes before"),
+        ({"milestones": 4}, "milestones=4: must be None or 4 step counts"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            QuantizerConfig.from_dict({"default": wrong})
