@@ -1,5 +1,6 @@
 """Rounds the scalar operands of a graph to float16, as `half_constants` does its tensors."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -7,7 +8,6 @@ import torch
 from torch.fx import Node
 from torch.fx.node import Argument
 
-from coreml_quantizer.half import rounded_to_half
 from coreml_quantizer.values import is_float
 
 aten = torch.ops.aten
@@ -70,5 +70,7 @@ def _round_scalars(node: Node) -> None:
 
 
 def _rounded_scalar(value: Argument) -> float:
+    """A float16 number, subnormal ones too, as the program will hold it; what float16 cannot hold at all stays."""
     assert isinstance(value, float)
-    return float(rounded_to_half(torch.tensor(value, dtype=torch.float64)))
+    half = float(torch.tensor(value, dtype=torch.float64).half())
+    return half if half != 0 and math.isfinite(half) else value

@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 from coreml_quantizer import training
 from coreml_quantizer.annotator import Placement
 from coreml_quantizer.calibration.observing import name_modules
+from coreml_quantizer.constant_folding import fold_constants
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.insertion import insert_observers
@@ -17,7 +18,7 @@ from coreml_quantizer.values import evaluate
 
 
 def wrap_for_calibration(graph_module: GraphModule, observers: Mapping[Place, nn.Module], placement: Placement) -> None:
-    """Rounds float constants, ties observers of weights to them, and inserts all observers.
+    """Folds and rounds float constants, ties observers of weights to them, and inserts all observers.
 
     Args:
         graph_module: The annotated graph, changed in place.
@@ -29,6 +30,7 @@ def wrap_for_calibration(graph_module: GraphModule, observers: Mapping[Place, nn
     """
     training.refuse_training_mode(graph_module)
     training.warn_of_settings(observers.values())
+    fold_constants(graph_module, keep={constant for constant, _ in placement.weights})
     round_constants_to_half(graph_module, placement.weights, rules)
     _watch_weights(graph_module, observers, placement.weights)
     insert_observers(graph_module, observers, placement.sources)

@@ -8,6 +8,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.export_utils import _EXPORTED_TRAINING_ATTR as MODE
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
+from coreml_quantizer.constant_folding import fold_constants
 from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.qat.batch_norm import BatchNorm
@@ -48,6 +49,7 @@ class Finisher(FakeQuantizeBase):
                 _convert_batch_norm(model, call, module)
         _forget_mode(model)
         rewrite_lone_batch_norms(model)
+        fold_constants(model)
         # What conversion made, weights and grids, knows no shapes and stays as it is.
         made = [(s, user) for user in model.graph.nodes if "val" not in user.meta for s in user.all_input_nodes]
         round_constants_to_half(model, made, rules)

@@ -1,0 +1,64 @@
+"""Replaces what a model computes from constants alone by the result.
+
+Rotary tables, relative position biases, a learned temperature: conversion to Core ML computes them once in float32, and
+stores the result in float16. Folded here, the result is rounded in the graph as well, and both compute with the same
+numbers.
+"""
+
+from collections.abc import Container
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from coreml_quantizer.garbage import without_collection
+from coreml_quantizer.values import evaluate, find_constants, find_written_values
+
+_LARGEST = 2**20
+"""Elements of a result that is stored; Core ML Tools leaves the computation of larger ones to the device too."""
+
+_PREFIX = "_folded_constant"
+
+
+@without_collection
+def fold_constants(graph_module: GraphModule, keep: Container[Node] = ()) -> None:
+    """Stores the results of computations on constants as buffers, in place.
+
+    Views of constants are left: they are exact, and storing them would only copy.
+
+    Args:
+        graph_module: An exported graph.
+        keep: Nodes that stay as they are, such as weights that are going to be quantized.
+    """
+    nodes = list(graph_module.graph.nodes)
+    constants = find_constants(nodes, find_written_values(nodes))
+    folded = [node for node in nodes if node in constants and node not in keep and _is_worth_it(node, constants)]
+    for index, node in enumerate(folded):
+        _store(graph_module, node, f"{_PREFIX}_{index}")
+    if folded:
+        graph_module.graph.eliminate_dead_code()
+
+
+def _is_worth_it(node: Node, constants: Container[Node]) -> bool:
+    value = node.meta.get("val")
+    computes = node.op == "call_function" and bool(node.all_input_nodes) and not _is_view(node) and not _is_random(node)
+    small = isinstance(value, Tensor) and value.is_floating_point() and value.numel() <= _LARGEST
+    return computes and small and any(user not in constants or _is_view(user) for user in node.users)
+
+
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.arguments) and schema.arguments[0].alias_info is not None
+
+
+def _is_random(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _store(graph_module: GraphModule, node: Node, name: str) -> None:
+    value = evaluate(node, graph_module)
+    graph_module.register_buffer(name, value.detach().clone())
+    with graph_module.graph.inserting_before(node):
+        stored = graph_module.graph.get_attr(name)
+    stored.meta = dict(node.meta)
+    node.replace_all_uses_with(stored)

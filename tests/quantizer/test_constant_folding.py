@@ -1,0 +1,75 @@
+"""What a model computes from constants alone is stored, as the float16 number that the program will hold."""
+
+import torch
+from torch import Tensor, nn
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+from .graphs import QDQ, calls, prepare
+
+aten = torch.ops.aten
+IMAGE = (torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8),)
+
+
+class Rotary(nn.Module):
+    """Multiplies by the cosine of a constant angle, behind a convolution whose weight is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3, padding=1))
+        self.frequency = nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = torch.outer(torch.arange(8.0), self.frequency)
+        return self.conv(x) * torch.cos(angle).expand(4, 8, 8)
+
+
+def test_a_computed_table_is_stored_in_half_precision() -> None:
+    model = Rotary().eval()
+    prepared = prepare(model, IMAGE)
+    assert not calls(prepared, aten.cos)
+    stored = prepared.get_buffer("_folded_constant_0")
+    expected = torch.cos(torch.outer(torch.arange(8.0), model.frequency))
+    assert torch.equal(stored, expected.half().float())
+    assert not torch.equal(stored, expected), "the model itself is not rounded"
+
+
+def test_views_are_not_copied() -> None:
+    prepared = prepare(Rotary().eval(), IMAGE)
+    assert len(calls(prepared, aten.expand)) == 1
+    assert prepared.get_buffer("_folded_constant_0").numel() == 64
+
+
+def test_a_computed_weight_is_still_quantized() -> None:
+    prepared = prepare(Rotary().eval(), IMAGE)
+    prepared(*IMAGE)
+    assert calls(convert_pt2e(prepared), QDQ.dequantize_per_channel)
+
+
+def test_random_values_stay_random() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.spread = nn.Parameter(torch.rand(4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + torch.bernoulli(self.spread)
+
+    prepared = prepare(Noisy().eval(), IMAGE)
+    assert calls(prepared, aten.bernoulli)
+
+
+def test_a_small_eps_that_is_added_is_the_stored_one() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return y * torch.rsqrt(y.pow(2).mean(1, keepdim=True) + 1e-6)
+
+    (added,) = calls(prepare(Root().eval(), IMAGE), aten.add)
+    assert added.args[1] == float(torch.tensor(1e-6).half())
+    assert added.args[1] != 1e-6
