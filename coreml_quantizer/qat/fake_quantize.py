@@ -1,5 +1,6 @@
 """Fake quantizers: a range estimator, and rounding to the grid that it gives."""
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -165,7 +166,11 @@ class FakeQuantize(FakeQuantizer):
 
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
         """Makes these the grid: any shapes of as many elements as there are channels."""
-        self.scale, self.zero_point = scale.reshape(-1), zero_point.reshape(-1).to(torch.int32)
+        if self.scale.numel() == scale.numel():
+            self.scale.copy_(scale.reshape(-1))
+            self.zero_point.copy_(zero_point.reshape(-1))
+        else:
+            self.scale, self.zero_point = scale.reshape(-1), zero_point.reshape(-1).to(torch.int32)
         self.known = True
 
     def switches(self) -> Mapping[str, str]:
@@ -173,7 +178,7 @@ class FakeQuantize(FakeQuantizer):
 
     def check(self) -> None:
         """Raises CalibrationError when the range is not finite."""
-        if self.known and not bool(torch.isfinite(self.scale).all()):
+        if self.known and not math.isfinite(float(self.scale.sum())):
             raise CalibrationError(
                 f"'{self.tensor_name}' took not-a-number or infinite values in training, so it has no range. Look for "
                 "a loss that diverged (lower the learning rate, clip gradients) or for an input that is not finite."
