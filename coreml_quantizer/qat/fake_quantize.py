@@ -157,6 +157,14 @@ class FakeQuantize(FakeQuantizer):
         if low.device.type == "cpu" and not torch.compiler.is_compiling():
             self.check()
 
+    def clips_between(self, low: Tensor, high: Tensor) -> bool:
+        """Returns whether the grid leaves out values between these, shape `(channels,)`; True when not known."""
+        if low.device.type != "cpu" or torch.compiler.is_compiling():
+            return True
+        lowest = torch.round(low / self.scale) + self.zero_point
+        highest = torch.round(high / self.scale) + self.zero_point
+        return bool(lowest.min() < self.quant_min) or bool(highest.max() > self.quant_max)
+
     def refresh(self) -> None:
         """Takes the grid of the range that the estimator has now."""
         low, high = self.observer.running_range()

@@ -69,14 +69,17 @@ class FoldedWeight(FakeQuantizeBase):
 
     def _per_channel(self, quantizer: FakeQuantize, weight: Tensor, factor: Tensor, mode: Mode) -> Tensor:
         """Puts the factor into the scale of each channel, so that no pass over the weight is spent on it."""
+        clips = True
         if quantizer.observes and (mode is not False or not quantizer.known):
-            ends = torch.stack(extremes(weight.detach(), self.axis)) * factor.reshape(-1)
-            quantizer.observe_range(*torch.aminmax(ends, dim=0))
+            first, second = (end * factor.reshape(-1) for end in extremes(weight.detach(), self.axis))
+            low, high = torch.minimum(first, second), torch.maximum(first, second)
+            quantizer.observe_range(low, high)
+            clips = quantizer.clips_between(low, high)
         if not (quantizer.quantizes and quantizer.known):
             return weight
         scale = quantizer.scale.reshape(factor.shape) / factor
         zero_point = quantizer.zero_point.reshape(factor.shape)
-        return fake_quantize_blocks(weight, scale, zero_point, quantizer.quant_min, quantizer.quant_max)
+        return fake_quantize_blocks(weight, scale, zero_point, quantizer.quant_min, quantizer.quant_max, clips)
 
     def calculate_qparams(self, **_: object) -> tuple[Tensor, Tensor]:
         """Returns those of the folded weight."""

@@ -47,12 +47,23 @@ def fake_quantize_channels(
     return fake_quantize_blocks(x, scale.reshape(shape), zero_point.reshape(shape), quant_min, quant_max)
 
 
-def fake_quantize_blocks(x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
-    """As `fake_quantize_tensor`, with `scale` and `zero_point` that broadcast against `x`; scales may be negative."""
+def fake_quantize_blocks(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, clips: bool = True
+) -> Tensor:
+    """As `fake_quantize_tensor`, with `scale` and `zero_point` that broadcast against `x`; scales may be negative.
+
+    Args:
+        x: Floating-point tensor of any shape.
+        scale: Of the dtype of `x`.
+        zero_point: Integers of any dtype.
+        quant_min: Smallest quantized value.
+        quant_max: Largest quantized value.
+        clips: Whether some value may lie outside of the grid; False saves work.
+    """
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
     function = _BroadcastOnCpu if on_cpu else _Broadcast
     result: Tensor = function.apply(  # type: ignore[no-untyped-call]
-        x, scale, zero_point.to(scale.dtype), quant_min, quant_max
+        x, scale, zero_point.to(scale.dtype), quant_min, quant_max, clips
     )
     return result
 
@@ -88,7 +99,9 @@ class _Broadcast(torch.autograd.Function):
     """Scales and zero points that broadcast; any device, and torch.compile."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, clips: bool
+    ) -> Tensor:
         steps = torch.round(x * (1.0 / scale)) + zero_point
         clipped = steps.clamp(quant_min, quant_max)
         ctx.save_for_backward(clipped == steps)
@@ -97,23 +110,35 @@ class _Broadcast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
-        return torch.where(inside, gradient, 0.0), None, None, None, None
+        return torch.where(inside, gradient, 0.0), None, None, None, None, None
 
 
 class _BroadcastOnCpu(torch.autograd.Function):
-    """The same in place, and without a mask when nothing is clipped."""
+    """The same in place; what is clipped is found again in the backward pass, where anything may be."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, clips: bool
+    ) -> Tensor:
+        ctx.limits = (quant_min - zero_point, quant_max - zero_point) if clips else None
         steps = x.mul(1.0 / scale).round_()
-        offset = bool(zero_point.any())
-        if offset:
-            steps.add_(zero_point)
-        clipped = steps.clamp(quant_min, quant_max)
-        ctx.inside = None if torch.equal(clipped, steps) else clipped == steps
-        return (clipped.sub_(zero_point) if offset else clipped).mul_(scale)
+        if clips:
+            ctx.save_for_backward(x, scale)
+            steps = _clamp(steps, *ctx.limits)
+        return steps.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        passed = gradient if ctx.inside is None else torch.where(ctx.inside, gradient, 0.0)
-        return passed, None, None, None, None
+        if ctx.limits is None:
+            return gradient, None, None, None, None, None
+        x, scale = ctx.saved_tensors
+        steps = x.mul(1.0 / scale).round_()
+        outside = torch.ne(_clamp(steps.clone(), *ctx.limits), steps)
+        return gradient.masked_fill(outside, 0.0), None, None, None, None, None
+
+
+def _clamp(steps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clamps in place; by numbers, which is a vectorized pass, where all zero points are equal."""
+    if low.numel() == 1 or bool((low == low.flatten()[0]).all()):
+        return steps.clamp_(low.flatten()[0].item(), high.flatten()[0].item())
+    return steps.clamp_(low, high)
