@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
@@ -42,6 +43,11 @@ def evaluate(node: Node, graph_module: GraphModule) -> Any:
     arguments, keywords = map_arg((node.args, node.kwargs), lambda source: evaluate(source, graph_module))
     with torch.no_grad():
         return function(*arguments, **keywords)
+
+
+def constant_of(graph_module: GraphModule, argument: object) -> Tensor | None:
+    """Returns the tensor that an optional argument of a call stands for, detached; None where none is given."""
+    return evaluate(argument, graph_module).detach() if isinstance(argument, Node) else None
 
 
 def find_written_values(nodes: list[Node]) -> set[Node]:

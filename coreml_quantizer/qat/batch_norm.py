@@ -11,6 +11,12 @@ from coreml_quantizer.qat.fake_quantize import Mode
 from coreml_quantizer.qat.schedule import Scheduled, nothing
 
 
+def factor_of(weight: Tensor | None, variance: Tensor, eps: float) -> Tensor:
+    """Returns what a batch norm multiplies each channel by, outside of training; shapes (channels,)."""
+    factor = torch.rsqrt(variance + eps)
+    return factor if weight is None else factor * weight
+
+
 class BatchNorm(Scheduled):
     """Normalizes by the batch in training and by the running statistics otherwise.
 

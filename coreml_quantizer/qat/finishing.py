@@ -11,11 +11,11 @@ from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 from coreml_quantizer.constant_folding import fold_constants
 from coreml_quantizer.half_constants import round_constants_to_half
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
-from coreml_quantizer.qat.batch_norm import BatchNorm
+from coreml_quantizer.qat.batch_norm import BatchNorm, factor_of
 from coreml_quantizer.qat.deferred_activation import DeferredActivation
 from coreml_quantizer.qat.dropout import Dropout
 from coreml_quantizer.rules import rules
-from coreml_quantizer.values import evaluate
+from coreml_quantizer.values import constant_of
 from coreml_quantizer.weights.compressor import store
 
 aten = torch.ops.aten
@@ -78,12 +78,11 @@ def _convert_batch_norm(model: GraphModule, node: Node, module: BatchNorm) -> No
 
 def _fold_bias(model: GraphModule, layer: Any, node: Node, module: BatchNorm) -> None:
     """The weight has the batch norm's factor already: what remains of it is a bias."""
-    norm_weight, norm_bias, mean, variance = (_constant(model, source) for source in node.args[1:5])
+    norm_weight, norm_bias, mean, variance = (constant_of(model, source) for source in node.args[1:5])
     assert mean is not None
     assert variance is not None
-    factor = torch.rsqrt(variance + module.eps)
-    factor = factor if norm_weight is None else factor * norm_weight
-    bias = _constant(model, layer.args[_BIAS_POSITION] if len(layer.args) > _BIAS_POSITION else None)
+    factor = factor_of(norm_weight, variance, module.eps)
+    bias = constant_of(model, layer.args[_BIAS_POSITION] if len(layer.args) > _BIAS_POSITION else None)
     shift = (-mean if bias is None else bias - mean) * factor
     shift = shift if norm_bias is None else shift + norm_bias
     with model.graph.inserting_before(layer):
@@ -92,7 +91,3 @@ def _fold_bias(model: GraphModule, layer: Any, node: Node, module: BatchNorm) ->
     layer.args = (*layer.args[:_BIAS_POSITION], folded, *layer.args[_BIAS_POSITION + 1 :])
     node.replace_all_uses_with(layer)
     model.graph.erase_node(node)
-
-
-def _constant(model: GraphModule, source: object) -> Tensor | None:
-    return evaluate(source, model).detach() if isinstance(source, Node) else None

@@ -8,9 +8,10 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
 from coreml_quantizer.estimators import extremes
+from coreml_quantizer.qat.batch_norm import factor_of
 from coreml_quantizer.qat.fake_quantize import FakeQuantize, FakeQuantizer, Mode
 from coreml_quantizer.qat.functional import fake_quantize_blocks
-from coreml_quantizer.values import evaluate
+from coreml_quantizer.values import constant_of
 from coreml_quantizer.weights.compressor import replace, store
 
 _NO_FACTOR = 1e-12
@@ -87,7 +88,7 @@ class FoldedWeight(FakeQuantizeBase):
 
     def convert(self, model: GraphModule, node: Node) -> None:
         """Replaces the call by the folded weight, quantized."""
-        weight, norm_weight, variance = (_constant(model, node.args[index]) for index in (0, 2, 3))
+        weight, norm_weight, variance = (constant_of(model, node.args[index]) for index in (0, 2, 3))
         assert weight is not None
         folded = weight * self._factor(weight, norm_weight, variance)
         with model.graph.inserting_before(node):
@@ -102,10 +103,9 @@ class FoldedWeight(FakeQuantizeBase):
 
     def _factor(self, weight: Tensor, norm_weight: Tensor | None, variance: Tensor | None) -> Tensor:
         assert variance is not None
-        factor = torch.rsqrt(variance.detach() + self.eps)
         shape = [1] * weight.ndim
         shape[self.axis] = -1
-        return (factor if norm_weight is None else factor * norm_weight.detach()).reshape(shape)
+        return factor_of(norm_weight, variance, self.eps).detach().reshape(shape)
 
 
 def _quantized_and_back(model: GraphModule, weight: Any, quantizer: FakeQuantizer) -> Node:
@@ -122,7 +122,3 @@ def _quantized_and_back(model: GraphModule, weight: Any, quantizer: FakeQuantize
         pair = _ops.quantize_per_channel.default, _ops.dequantize_per_channel.default
     quantized = model.graph.call_function(pair[0], (weight, *grid))
     return model.graph.call_function(pair[1], (quantized, *grid))
-
-
-def _constant(model: GraphModule, source: object) -> Tensor | None:
-    return evaluate(source, model).detach() if isinstance(source, Node) else None
