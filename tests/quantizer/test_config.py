@@ -21,31 +21,10 @@ from .graphs import (
     prepare,
     quantize,
 )
+from .networks import Block, Model
 
 aten = torch.ops.aten
 ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(6, 6)
-        self.act = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.inner(x))
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = Block()
-        self.second = Block()
-        self.head = nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(self.first(x)) + x)
 
 
 def linears(config: object, strict: bool = False) -> list[tuple[bool, bool]]:
