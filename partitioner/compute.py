@@ -52,3 +52,8 @@ _COSTS: Mapping[str, Callable[[Node], int]] = MappingProxyType(
 def cost(node: Node) -> int:
     """Multiplications of products and convolutions; elements of the result for everything else."""
     return _COSTS.get(op_name(node), _elements)(node)
+
+
+def is_product(node: Node) -> bool:
+    """Whether an operation multiplies matrices, convolves or attends."""
+    return op_name(node) in _COSTS

@@ -14,9 +14,10 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 import partitioner.lowerings  # registers the converters  # noqa: F401
+from partitioner.bisection import first_failing
 from partitioner.compile_specs import LoweringOptions
 from partitioner.errors import ConversionError, DeploymentTargetError, PartitionerError
-from partitioner.nodes import op_name, skip_name, source_line
+from partitioner.nodes import op_name, source_line
 from partitioner.pipelines import complete, default_pipeline
 from partitioner.quiet import Position, quiet_conversion
 from partitioner.stock import enumerated_inputs
@@ -159,40 +160,62 @@ def _needed_target(error: Exception) -> ct.target | None:
 
 
 def _fail(error: Exception, position: Position, program: ExportedProgram, options: LoweringOptions) -> NoReturn:
+    stage = _stage(position)
     node = _node_at(position, program)
-    place = _describe(node, position)
+    if node is None and position.begun:
+        node = first_failing(program, lambda part: _try(part, options))
+    place = _describe(node, stage)
     needed = _needed_target(error)
+    failure: DeploymentTargetError | ConversionError
     if needed is not None:
         target = options.minimum_deployment_target
-        raise DeploymentTargetError(
+        failure = DeploymentTargetError(
             f"{place} needs the deployment target {needed.name}; it is {target.name if target else 'not set'}. Use "
             f"CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.{needed.name})"
-        ) from error
-    raise ConversionError(
-        f"Core ML Tools could not convert {place}: {type(error).__name__}: {error}\n{_remedy(node, options)}"
-    ) from error
+        )
+    else:
+        failure = ConversionError(
+            f"Core ML Tools could not convert {place}: {type(error).__name__}: {error}\n{_remedy(node, options)}"
+        )
+    failure.node = None if node is None else node.name
+    raise failure from error
+
+
+def _try(part: ExportedProgram, options: LoweringOptions) -> None:
+    """Converts a part of a program, whose inputs are others than the program's."""
+    with tempfile.TemporaryDirectory(prefix="coreml_") as directory, quiet_conversion():
+        _convert_into(Path(directory) / "part.mlpackage", part, replace(options, enumerated_shapes=None))
 
 
 def _remedy(node: Node | None, options: LoweringOptions) -> str:
     if options.enumerated_shapes is not None:
         return "Enumerated shapes need the whole program in Core ML: rewrite the model without the operation"
-    skipped = skip_name(node) if node is not None else "..."
+    skipped = op_name(node).lower() if node is not None else "..."
     whole = "lower_full_graph=False, " if options.lower_full_graph else ""
     return (
-        f"To keep the operation out of Core ML: CoreMLPartitioner({whole}skip_ops_for_coreml_delegation=[{skipped!r}])"
+        "To keep the operation out of Core ML: "
+        f"CoreMLPartitioner({whole}skip_ops_for_coreml_delegation=[{skipped!r}]), "
+        f'or CoreMLPartitioner({whole}on_error="fallback") for whatever fails'
     )
 
 
 def _node_at(position: Position, program: ExportedProgram) -> Node | None:
     """The node being converted; None once the MIL passes run, which see the whole program."""
-    if position.node is None or position.pass_name is not None:
+    if position.node is None:
         return None
     return next((node for node in program.graph.nodes if node.name == position.node.name), None)
 
 
-def _describe(node: Node | None, position: Position) -> str:
+def _stage(position: Position) -> str | None:
+    """What was at work, where the frontend was not at an operation."""
+    if position.pass_name is not None:
+        return f"MIL pass {position.pass_name!r}"
+    return None if position.node is not None else "its outputs" if position.begun else "its inputs and constants"
+
+
+def _describe(node: Node | None, stage: str | None) -> str:
     if node is None:
-        stage = f"MIL pass {position.pass_name!r}" if position.pass_name else "its inputs and constants"
         return f"the partition ({stage})"
     line = source_line(node.meta.get("stack_trace"))
-    return f"{op_name(node)} (node {node.name!r}{f', {line}' if line else ''})"
+    details = [f"node {node.name!r}", *([line] if line else []), *([f"in {stage}"] if stage else [])]
+    return f"{op_name(node)} ({', '.join(details)})"

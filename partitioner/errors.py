@@ -10,7 +10,13 @@ class CompileSpecError(PartitionerError, ValueError):
 
 
 class DeploymentTargetError(PartitionerError, ValueError):
-    """The program needs a newer Core ML than the chosen minimum deployment target."""
+    """The program needs a newer Core ML than the chosen minimum deployment target.
+
+    Attributes:
+        node: The name of the graph node that needs it, when a conversion found it out.
+    """
+
+    node: str | None = None
 
 
 class UnsupportedOpError(PartitionerError, NotImplementedError):
@@ -18,7 +24,13 @@ class UnsupportedOpError(PartitionerError, NotImplementedError):
 
 
 class ConversionError(PartitionerError, RuntimeError):
-    """Core ML Tools failed to convert a partition."""
+    """Core ML Tools failed to convert a partition.
+
+    Attributes:
+        node: The name of the graph node that makes the conversion fail, when that is known.
+    """
+
+    node: str | None = None
 
 
 class BlobError(PartitionerError, ValueError):

@@ -11,6 +11,7 @@ from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
 
+from partitioner.errors import ConversionError, DeploymentTargetError
 from partitioner.partitioner import CoreMLPartitioner
 from partitioner.report import LoweringReport
 from partitioner.support import Rejection
@@ -83,10 +84,19 @@ def lower(
         raise ValueError("give the compile specs to the partitioner: CoreMLPartitioner(compile_specs=...)")
     chosen = CoreMLPartitioner(compile_specs=compile_specs) if partitioner is None else partitioner
     if isinstance(programs, ExportedProgram):
-        with torch.no_grad():
-            manager = lower_whole(programs, chosen)
+        manager = _whole(programs, chosen)
         if manager is not None:
             return LoweredProgram(manager.to_executorch(config), (), chosen.report(), direct=True)
     methods = programs if isinstance(programs, ExportedProgram) else dict(programs)
     edge = to_edge_transform_and_lower(methods, partitioner=[chosen])
     return LoweredProgram(edge.to_executorch(config), chosen.rejections, chosen.report(), direct=False)
+
+
+def _whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Any:
+    with torch.no_grad():
+        try:
+            return lower_whole(program, partitioner)
+        except (ConversionError, DeploymentTargetError):
+            if partitioner.on_error == "raise":
+                raise
+    return None  # what fails is found where it can stay outside

@@ -2,9 +2,9 @@
 
 import copy
 import logging
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
 
 import coremltools as ct
 import torch
@@ -13,24 +13,17 @@ from executorch.exir.backend.partitioner import DelegationSpec, Partitioner, Par
 from executorch.exir.backend.utils import tag_constant_data, tag_mutated_buffer
 from torch.export import ExportedProgram
 from torch.fx import Node
-from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
-from torch.fx.passes.operator_support import create_op_support
 
+from partitioner.arguments import check_together, check_types
 from partitioner.backend import CoreMLBackend
-from partitioner.compile_specs import LoweringOptions, ModelType, parse, with_mark
-from partitioner.errors import CompileSpecError, UnsupportedOpError
+from partitioner.compile_specs import parse, with_mark
+from partitioner.errors import UnsupportedOpError
+from partitioner.groups import Decisions, Groups, group
 from partitioner.nodes import constant_values
 from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
-from partitioner.skip_names import name_problems
-from partitioner.support import (
-    Rejection,
-    crossing_refusals,
-    decide,
-    refusal,
-    refuse_exposed,
-    rejections,
-)
+from partitioner.support import Rejection, decide, refusal, rejections
+from partitioner.trials import FAILS, failures
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +48,10 @@ class CoreMLPartitioner(Partitioner):
         take_over_mutable_buffer: Mutable buffers become Core ML states (iOS18); else they are inputs and outputs.
         lower_full_graph: Refuse the program unless Core ML takes all of it.
         take_over_constant_data: Weights go into the Core ML model; else they are inputs.
+        on_error: What becomes of an operation that Core ML Tools fails to convert. ``"raise"``: the lowering ends with
+            an error that names it. ``"fallback"``: it stays outside Core ML, and the report says so; each partition is
+            converted once more for that.
+        delegate_islands: Also give partitions to Core ML that `partitioner.islands` finds too small for a call.
 
     Attributes:
         rejections: What the last lowering kept outside Core ML, and why. `report` has that and more.
@@ -72,18 +69,31 @@ class CoreMLPartitioner(Partitioner):
         take_over_mutable_buffer: bool | None = True,
         lower_full_graph: bool = False,
         take_over_constant_data: bool = True,
+        on_error: Literal["raise", "fallback"] = "raise",
+        delegate_islands: bool = False,
     ) -> None:
         super().__init__(spec={})
-        _check_types(skip_ops_for_coreml_delegation, compile_specs, lower_full_graph)
+        flags = {"lower_full_graph": lower_full_graph, "delegate_islands": delegate_islands}
+        check_types(skip_ops_for_coreml_delegation, compile_specs, on_error, **flags)
         self.skip_ops_for_coreml_delegation = list(skip_ops_for_coreml_delegation or [])
         self.compile_specs = list(compile_specs or [])
         self.take_over_mutable_buffer = bool(take_over_mutable_buffer)
         self.lower_full_graph = lower_full_graph
         self.take_over_constant_data = take_over_constant_data
+        self.on_error = on_error
+        self.delegate_islands = delegate_islands
         self.rejections: tuple[Rejection, ...] = ()
         self._reports: tuple[LoweringReport, ...] = ()
+        self._constants: dict[str, torch.Tensor] = {}
         options = parse(self.compile_specs)
-        self._check_arguments(options)
+        check_together(
+            options,
+            skipped=bool(self.skip_ops_for_coreml_delegation),
+            lower_full_graph=lower_full_graph,
+            take_over_constant_data=take_over_constant_data,
+            take_over_mutable_buffer=self.take_over_mutable_buffer,
+            on_error=on_error,
+        )
         target = options.minimum_deployment_target
         self.delegation_spec = DelegationSpec(CoreMLBackend.__name__, self._marked_specs(target))
 
@@ -92,7 +102,8 @@ class CoreMLPartitioner(Partitioner):
         return (
             f"{type(self).__name__}(skip_ops_for_coreml_delegation={self.skip_ops_for_coreml_delegation}, "
             f"compile_specs=[{specs}], take_over_mutable_buffer={self.take_over_mutable_buffer}, "
-            f"lower_full_graph={self.lower_full_graph}, take_over_constant_data={self.take_over_constant_data})"
+            f"lower_full_graph={self.lower_full_graph}, take_over_constant_data={self.take_over_constant_data}, "
+            f"on_error={self.on_error!r}, delegate_islands={self.delegate_islands})"
         )
 
     def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
@@ -130,6 +141,12 @@ class CoreMLPartitioner(Partitioner):
                 continue
             if kept.get(target, target not in _ALWAYS_DECOMPOSED and not _is_view(target)):
                 kept[target] = refusal(node, skipped, constants) is None
+        if self.on_error == "fallback" and kept:
+            self._constants |= {**ep.constants, **ep.state_dict}
+            decisions = decide(ep, self.skipped, self.take_over_constant_data)
+            self._group(ep, decisions)
+            failed = {node.target for node, reason in decisions.items() if (reason or "").startswith(FAILS)}
+            kept = {target: keep and target not in failed for target, keep in kept.items()}
         return [target for target, keep in kept.items() if keep], None
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
@@ -142,7 +159,7 @@ class CoreMLPartitioner(Partitioner):
         """
         target = self._target_for(exported_program)
         decisions = decide(exported_program, self.skipped, self.take_over_constant_data)
-        groups = _group(exported_program, decisions)
+        groups = self._group(exported_program, decisions)
         refused = rejections(decisions)
         self.rejections += tuple(refused)
         for rejection in refused:
@@ -191,24 +208,10 @@ class CoreMLPartitioner(Partitioner):
         """Lower-case names of the operations that the user keeps outside Core ML."""
         return frozenset(name.lower() for name in self.skip_ops_for_coreml_delegation)
 
-    def _check_arguments(self, options: LoweringOptions) -> None:
-        problems = []
-        if self.lower_full_graph:
-            if self.skip_ops_for_coreml_delegation:
-                problems.append("skip_ops_for_coreml_delegation must be empty when lower_full_graph=True")
-            if not self.take_over_constant_data:
-                problems.append("take_over_constant_data must be True when lower_full_graph=True")
-            if not self.take_over_mutable_buffer:
-                problems.append("take_over_mutable_buffer must be True when lower_full_graph=True")
-        elif options.enumerated_shapes is not None:
-            problems.append("lower_full_graph must be True when compile_specs enumerate shapes")
-        if options.model_type == ModelType.COMPILED_MODEL and sys.platform != "darwin":
-            problems.append(
-                "model_type COMPILED_MODEL needs macOS, whose Core ML compiles the model; "
-                "use CoreMLBackend.MODEL_TYPE.MODEL here and let the device compile it"
-            )
-        if problems:
-            raise CompileSpecError("; ".join(problems))
+    def _group(self, program: ExportedProgram, decisions: Decisions) -> Groups:
+        options = parse(self.specs_for(program))
+        tried = None if self.on_error == "raise" else partial(failures, program, options, self._constants)
+        return group(program, decisions, tried, delegate_islands=self.delegate_islands)
 
     def _target_for(self, program: ExportedProgram) -> ct.target | None:
         refuse_dynamic_quantization(program)
@@ -224,46 +227,7 @@ class CoreMLPartitioner(Partitioner):
         return lowest
 
 
-def _check_types(skipped: Any, compile_specs: Any, lower_full_graph: Any) -> None:
-    problems = name_problems(skipped)
-    whole = compile_specs is None or (
-        isinstance(compile_specs, (list, tuple)) and all(isinstance(spec, CompileSpec) for spec in compile_specs)
-    )
-    if not whole:
-        problems.append(
-            f"compile_specs={compile_specs!r} must be a list of CompileSpec, such as the one that "
-            "CoreMLBackend.generate_compile_specs() returns"
-        )
-    if not isinstance(lower_full_graph, bool):
-        problems.append(f"lower_full_graph={lower_full_graph!r} must be True or False")
-    if problems:
-        raise CompileSpecError("; ".join(problems))
-
-
 def _is_view(target: torch._ops.OpOverload) -> bool:
     arguments = target._schema.arguments
     alias = arguments[0].alias_info if arguments else None
     return alias is not None and not alias.is_write
-
-
-def _group(program: ExportedProgram, decisions: dict[Node, str | None]) -> Sequence[Sequence[Node]]:
-    """Groups the taken nodes into partitions that can each run as one call.
-
-    What would pass from one partition to another in a dtype that no delegate takes is refused, in `decisions`.
-    """
-    while True:
-        groups = _proposed(program, decisions)
-        crossing = crossing_refusals(groups) if len(groups) > 1 else {}
-        if not crossing:
-            return groups
-        decisions.update(crossing)
-        refuse_exposed(program, decisions)
-
-
-def _proposed(program: ExportedProgram, decisions: dict[Node, str | None]) -> Sequence[Sequence[Node]]:
-    taken = [node for node, reason in decisions.items() if reason is None]
-    if len(taken) == len(decisions):
-        return [taken] if taken else []
-    support = create_op_support(lambda _modules, node: decisions.get(node, "outside") is None)
-    proposer = CapabilityBasedPartitioner(program.graph_module, support, allows_single_node_partition=True)
-    return [list(partition.nodes) for partition in proposer.propose_partitions()]

@@ -29,19 +29,21 @@ class Position:
     """Where a conversion is.
 
     Attributes:
-        node: The frontend's node being converted, once there was one.
+        node: The frontend's node being converted, or None outside the frontend.
+        begun: Whether the frontend has come to the operations.
         pass_name: The MIL pass being run, once there was one.
         in_pipeline: Whether MIL passes are being run.
     """
 
     node: Any = None
+    begun: bool = False
     pass_name: str | None = None
     in_pipeline: bool = False
 
     def restart(self) -> None:
         """Forgets where the last conversion was."""
         self.node = self.pass_name = None
-        self.in_pipeline = False
+        self.begun = self.in_pipeline = False
 
     def follow(self, items: Iterable[Any], *_args: Any, **_kwargs: Any) -> Iterator[Any]:
         """Stands in for `tqdm`: passes the items on and notes each."""
@@ -49,9 +51,9 @@ class Position:
             if isinstance(item, str):
                 self.pass_name, self.in_pipeline = item, True
             elif hasattr(item, "kind"):
-                self.node = item
+                self.node, self.begun = item, True
             yield item
-        self.in_pipeline = False
+        self.node, self.in_pipeline = None, False
 
     def validating(self, validate: Callable[..., None]) -> Callable[..., None]:
         """Wraps the method of MIL programs: between passes it does nothing."""

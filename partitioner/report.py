@@ -16,6 +16,8 @@ from partitioner.requirements import Requirement
 # Pattern of a reason -> what mends it.
 _REMEDIES = (
     (r"listed in skip_ops", "take it off skip_ops_for_coreml_delegation"),
+    (r"conversion fails", "write the model with other operations, or choose a newer deployment target"),
+    (r"cheap operation", "CoreMLPartitioner(delegate_islands=True)"),
     (r"no converter", "write the model with other operations"),
     (r"bfloat16", "convert the model: model.float()"),
     (r"takes no torch\.|returns no torch\.", "give the model float or int32 inputs and outputs"),

@@ -45,7 +45,7 @@ def lower_whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Edg
         ConversionError: Core ML Tools cannot convert an operation.
         DeploymentTargetError: The program needs a newer deployment target than the given one.
     """
-    if not _is_plain(program):
+    if not _is_plain(program) or partitioner.skipped:  # the names on a skip list are those of the edge dialect
         return None
     program = partitioner.transform_for_pre_decomposition(program).run_decompositions({})
     if not _is_plain(program):  # writing in place shows only now

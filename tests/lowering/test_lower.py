@@ -134,3 +134,12 @@ def test_equal_bytes_in_every_process(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONHASHSEED": seed},
         )
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def test_skipped_operations_stay_outside() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
+    partitioner = CoreMLPartitioner(skip_ops_for_coreml_delegation=["aten.relu.default"])
+    lowered = lower(torch.export.export(model, (torch.zeros(2, 8),)), partitioner=partitioner)
+    assert not lowered.direct
+    assert [rejection.op for rejection in lowered.rejections] == ["aten.relu.default"]
