@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coreml_quantizer.qat.fake_quantize import Mode
+from coreml_quantizer.qat.ranks import several_ranks
 from coreml_quantizer.qat.schedule import Scheduled, nothing
 
 
@@ -31,6 +32,7 @@ class BatchNorm(Scheduled):
         self.frozen = False
         self.register_buffer("is_frozen", torch.tensor(0, dtype=torch.uint8))
         self.schedule(None)
+        self._new: tuple[Tensor, ...] = ()
 
     def forward(
         self,
@@ -49,7 +51,14 @@ class BatchNorm(Scheduled):
         trains = mean is None or (bool(mode) and not self.frozen)
         if trains and batches is not None:
             batches.add_(1)
+        if trains and mean is not None and variance is not None and several_ranks():
+            self._new = (mean, variance)
         return F.batch_norm(x, mean, variance, weight, bias, trains, self.momentum, self.eps)
+
+    def take_new(self) -> tuple[Tensor, ...]:
+        """Returns the statistics that moved since the last call, themselves; noted where there are several ranks."""
+        new, self._new = self._new, ()
+        return new
 
     def freeze(self) -> None:
         """Keeps the running statistics from now on."""

@@ -29,4 +29,5 @@ def fake_quantizer_of(observer: nn.Module, weight: Tensor | None = None) -> Fake
     assert isinstance(observer, RangeObserver)
     if type(observer) in _COMPRESSORS:
         return _COMPRESSORS[type(observer)](observer)
-    return LearnableFakeQuantize(observer, weight) if observer.spec.training.learnable else FakeQuantize(observer)
+    kind = LearnableFakeQuantize if observer.spec.training.learnable else FakeQuantize
+    return kind(observer, weight)

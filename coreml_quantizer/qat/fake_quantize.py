@@ -109,11 +109,22 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
 class FakeQuantize(FakeQuantizer):
     """Rounds to the grid of a range that an estimator follows."""
 
-    def __init__(self, observer: RangeObserver) -> None:
+    def __init__(self, observer: RangeObserver, weight: Tensor | None = None) -> None:
+        """Creates all state at its final shape, so that checkpoints of any moment fit.
+
+        Args:
+            observer: Follows the range.
+            weight: What is quantized, if it is a weight.
+        """
         super().__init__(observer.spec)
         self.observer = observer
-        self.register_buffer("scale", torch.ones(1))
-        self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+        channels = 1 if weight is None or self.ch_axis < 0 else weight.shape[self.ch_axis]
+        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
+        if weight is not None and self.ch_axis >= 0:
+            observer.min_val, observer.max_val = (
+                b.expand(channels).clone() for b in (observer.min_val, observer.max_val)
+            )
         self.register_buffer("range_known", torch.tensor(0, dtype=torch.uint8))
         self.known = False
         self.clip: Interval | None = None
@@ -127,14 +138,18 @@ class FakeQuantize(FakeQuantizer):
         """Fake-quantizes `x`, of any shape and float dtype; in eval mode (`mode` False) the range stays as it is."""
         if self.observes and x.numel() and (mode is not False or not self.known):
             self.observe(x.detach())
-        return self.quantize(x) if self.quantizes and self.known else x
+        return self.quantize(x) if self.quantizes and self.known else self.skip(x)
+
+    def skip(self, x: Tensor) -> Tensor:
+        """Returns `x` as it is."""
+        return x
 
     def observe(self, x: Tensor) -> None:
         """Moves the range by `x`.
 
         Raises:
-            CalibrationError: `x` contains not-a-number or infinite values. Only seen at once on a CPU; on other devices
-                `quantizer.step()` looks.
+            CalibrationError: `x` contains not-a-number or infinite values. Seen at once in eager mode on a CPU;
+                elsewhere `quantizer.step()` looks every 100 steps.
         """
         if not self.follows_extremes:
             self.observer(x)

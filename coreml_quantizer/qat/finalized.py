@@ -3,6 +3,7 @@
 The TorchScript frontend of coremltools knows torch's quantized tensors, but not the operators that PT2E works with.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -33,7 +34,11 @@ class FinalizedGraphModule(GraphModule):
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Evaluates the graph."""
         if torch.jit.is_tracing() and not keywords:  # type: ignore[attr-defined, no-untyped-call]
-            return _Traced(self).run(*inputs)
+            with warnings.catch_warnings():
+                # Weights are meant to be constants of the trace, and coremltools knows no other quantized tensors.
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel")
+                return _Traced(self).run(*inputs)
         return super().__call__(*inputs, **keywords)
 
 

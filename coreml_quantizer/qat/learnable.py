@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.qat.fake_quantize import FakeQuantize
+from coreml_quantizer.qat.ranks import several_ranks
 from coreml_quantizer.qparams import choose_qparams, round_up_to_half
 
 _SMALLEST = 1e-12
@@ -25,6 +27,7 @@ class LearnableFakeQuantize(FakeQuantize):
 
     Attributes:
         step: The step size, a parameter, shape `(1,)` or `(channels,)`; 1 before the first batch.
+        start: What the first batch set the step to, same shape.
     """
 
     def __init__(self, observer: RangeObserver, weight: Tensor | None = None) -> None:
@@ -34,13 +37,11 @@ class LearnableFakeQuantize(FakeQuantize):
             observer: Tells the range of the first batch.
             weight: What is quantized, if it is a weight.
         """
-        super().__init__(observer)
-        channels = 1 if weight is None or self.ch_axis < 0 else weight.shape[self.ch_axis]
+        super().__init__(observer, weight)
         self._is_weight = weight is not None
         self._is_new = False
-        self.step = nn.Parameter(torch.ones(channels))
-        self.scale = torch.ones(channels)
-        self.zero_point = torch.zeros(channels, dtype=torch.int32)
+        self.step = nn.Parameter(torch.ones_like(self.scale))
+        self.start = torch.ones_like(self.scale)
 
     def observe(self, x: Tensor) -> None:
         """Initializes step and zero point from `x`; later calls change nothing, the loss does."""
@@ -49,6 +50,7 @@ class LearnableFakeQuantize(FakeQuantize):
         self.observer(x)
         low, high = self.observer.running_range()
         self.initialize(x, low, high)
+        self.observer.reset()
 
     def initialize(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         """Sets the step from the mean magnitude of `x`, and the zero point from its range."""
@@ -57,8 +59,9 @@ class LearnableFakeQuantize(FakeQuantize):
         rows = x.reshape(1, -1) if self.ch_axis < 0 else x.transpose(0, self.ch_axis).flatten(1)
         magnitude = rows.abs().mean(1)
         step = 2 * magnitude / torch.sqrt(positive.clamp(min=1).to(x.dtype))
+        self.start = torch.where(step > 0, step, torch.ones_like(step)).to(self.step.dtype)
         with torch.no_grad():
-            self.step.copy_(torch.where(step > 0, step, torch.ones_like(step)))
+            self.step.copy_(self.start)
         self.zero_point = zero_point.reshape(-1).to(torch.int32)
         self.known = self._is_new = True
 
@@ -66,6 +69,18 @@ class LearnableFakeQuantize(FakeQuantize):
         """Returns whether the step was initialized since the last call."""
         is_new, self._is_new = self._is_new, False
         return is_new
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks hold parts of the step; it is whole only while the model runs."""
+        return isinstance(self.step, DTensor)
+
+    def restart(self) -> None:
+        """Moves a sharded step as if it had started at `start`: what is written into it as it runs is forgotten."""
+        assert isinstance(self.step, DTensor)
+        mesh, placements = self.step.device_mesh, self.step.placements
+        with torch.no_grad():
+            self.step.add_(distribute_tensor(self.start - 1.0, mesh, placements, src_data_rank=None))
 
     def quantize(self, x: Tensor) -> Tensor:
         """Rounds `x` to the grid; gradients reach `x` and the step."""
@@ -78,6 +93,13 @@ class LearnableFakeQuantize(FakeQuantize):
         result: Tensor = _LearnedStep.apply(  # type: ignore[no-untyped-call]
             x, self._positive_step().reshape(shape), low, high, features
         )
+        return result
+
+    def skip(self, x: Tensor) -> Tensor:
+        """Returns `x`; among several ranks the step gets gradients of zero, which DistributedDataParallel waits for."""
+        if not several_ranks():
+            return x
+        result: Tensor = _Linked.apply(x, self.step)  # type: ignore[no-untyped-call]
         return result
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
@@ -95,8 +117,24 @@ class LearnableFakeQuantize(FakeQuantize):
 
     def _positive_step(self) -> Tensor:
         """The step as the device will have it: a float16 number; its gradient is that of the parameter."""
-        step = self.step.abs().clamp(min=_SMALLEST)
+        step = self.step.full_tensor() if isinstance(self.step, DTensor) else self.step
+        step = step.abs().clamp(min=_SMALLEST)
         return step + (round_up_to_half(step) - step).detach()
+
+
+class _Linked(torch.autograd.Function):
+    """The first of two tensors; the second gets gradients of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linked: Tensor) -> Tensor:
+        ctx.save_for_backward(linked)
+        # Not a view: FSDP2 warns of outputs that are.
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (linked,) = ctx.saved_tensors
+        return gradient, torch.zeros_like(linked)
 
 
 class _LearnedStep(torch.autograd.Function):

@@ -13,8 +13,17 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e import move_exported_model_to_eval, move_exported_model_to_train
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
-from coreml_quantizer import CoreMLQuantizer, LayerConfig, QuantizerConfig, QuantizerError, WeightConfig, presets
+from coreml_quantizer import (
+    CalibrationError,
+    CoreMLQuantizer,
+    LayerConfig,
+    QuantizerConfig,
+    QuantizerError,
+    WeightConfig,
+    presets,
+)
 from coreml_quantizer.qat.batch_norm import BatchNorm
+from coreml_quantizer.qat.fake_quantize import FakeQuantize
 from coreml_quantizer.qat.trainee import Trainee
 from partitioner import CoreMLBackend, CoreMLPartitioner, host
 
@@ -176,8 +185,19 @@ def test_step_without_a_model_is_refused() -> None:
 
 def test_values_that_are_not_finite_are_named() -> None:
     prepared, _ = prepared_for("w8a8")
-    with pytest.raises(Exception, match="not-a-number or infinite values in training"):
+    with pytest.raises(CalibrationError, match="not-a-number or infinite values in training"):
         prepared(torch.full(IMAGE, torch.nan))
+
+
+def test_steps_find_values_that_are_not_finite() -> None:
+    """Where forward passes do not look, because that would wait for the device."""
+    prepared, quantizer = prepared_for("w8a8")
+    prepared(batches(1)[0])
+    next(module for module in prepared.modules() if isinstance(module, FakeQuantize)).scale.fill_(torch.nan)
+    for _ in range(99):
+        quantizer.step()
+    with pytest.raises(CalibrationError, match="not-a-number or infinite values in training"):
+        quantizer.step()
 
 
 def test_a_model_without_batch_norm_or_dropout_trains() -> None:

@@ -1,0 +1,23 @@
+"""The training examples, which fail by themselves when training does not do what it should."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [["qat_digits.py"], [*TORCHRUN, "qat_distributed.py"], [*TORCHRUN, "qat_distributed.py", "--shard"]],
+    ids=["digits", "replicated", "sharded"],
+)
+def test_example(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=EXAMPLES, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
