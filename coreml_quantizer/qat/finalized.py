@@ -36,7 +36,7 @@ class FinalizedGraphModule(GraphModule):
         if torch.jit.is_tracing() and not keywords:  # type: ignore[attr-defined, no-untyped-call]
             with warnings.catch_warnings():
                 # Weights are meant to be constants of the trace, and coremltools knows no other quantized tensors.
-                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
                 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel")
                 return _Traced(self).run(*inputs)
         return super().__call__(*inputs, **keywords)
