@@ -22,7 +22,7 @@ _SIMPLE_KINDS = {
 
 
 def read_features(messages: Iterable[Any], where: str, types: Mapping[str, ValueType]) -> tuple[Feature, ...]:
-    """Read ``FeatureDescription`` messages.
+    """Read ``FeatureDescription`` messages. Converters describe an output once for each time the model returns it.
 
     Args:
         messages: The messages, in the description's order.
@@ -30,15 +30,16 @@ def read_features(messages: Iterable[Any], where: str, types: Mapping[str, Value
         types: Types of the program's values by name.
 
     Raises:
-        ProgramFormatError: A feature is unknown to the program, of an unknown kind or data type, or given twice.
+        ProgramFormatError: A feature is unknown to the program, of an unknown kind or data type, or described twice
+            and differently.
     """
     features: dict[str, Feature] = {}
     for message in messages:
-        if message.name in features:
-            raise ProgramFormatError(f"{where}: {message.name!r} is described twice")
         if message.name not in types:
             raise ProgramFormatError(f"{where}: {message.name!r} is described but not in the program")
-        features[message.name] = _read_feature(message, where, types[message.name])
+        feature = _read_feature(message, where, types[message.name])
+        if features.setdefault(message.name, feature) != feature:
+            raise ProgramFormatError(f"{where}: {message.name!r} is described twice, and differently")
     return tuple(features.values())
 
 
