@@ -4,7 +4,7 @@ import gc
 import json
 import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,7 @@ from partitioner.host.registry import OPS
 ROOT = Path(coremltools.__file__).parent
 SEED = 0
 _MESSAGE_CHARACTERS = 600
+_TESTS_BETWEEN_FREEZES = 50
 
 
 def seed_everything() -> None:
@@ -44,21 +45,29 @@ class Recorder:
     """Runs the tests that ``choose`` keeps, and records each.
 
     Args:
-        choose: Takes the names of all tests and returns those to run.
+        choose: Takes the names of all tests and returns those to run, in order.
         output: File that gets one JSON line for each test as it ends, or None.
+        earlier: Records of an earlier run, whose tests are not run again.
 
     Attributes:
         records: What the lines hold: name, id, outcome, seconds, number of predictions, operations run, message.
+        remaining: How many of the chosen tests have not ended yet.
     """
 
-    def __init__(self, choose: Callable[[list[str]], Collection[str]], output: Path | None = None) -> None:
-        self.records: list[dict[str, Any]] = []
+    def __init__(
+        self,
+        choose: Callable[[list[str]], Sequence[str]],
+        output: Path | None = None,
+        earlier: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self.records = list(earlier)
         self._choose = choose
         self._output = output
         self._names: dict[str, str] = {}
         self._file: IO[str] | None = None
         self._predictions = 0
         self._operations: set[str] = set()
+        self.remaining = 0
 
     def pytest_configure(self, config: pytest.Config) -> None:
         # Some parameters are drawn while tests are collected.
@@ -66,6 +75,7 @@ class Recorder:
         with ExitStack() as stack:
             if self._output is not None:
                 self._file = stack.enter_context(self._output.open("w"))
+                self._file.writelines(json.dumps(record) + "\n" for record in self.records)
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(Program, "_predict", self._recording(Program._predict))
             config.add_cleanup(stack.pop_all().close)
@@ -73,17 +83,18 @@ class Recorder:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         named = names_of(items)
-        kept = set(self._choose(list(named)))
+        done = {record["name"] for record in self.records}
+        kept = {name: named[name] for name in self._choose(list(named)) if name not in done}
         config.hook.pytest_deselected(items=[item for name, item in named.items() if name not in kept])
-        items[:] = [item for name, item in named.items() if name in kept]
+        items[:] = kept.values()
+        self.remaining = len(kept)
         self._names = {item.nodeid: name for name, item in named.items()}
 
-    def pytest_collection_finish(self) -> None:
-        # Every conversion collects garbage; without this it searches all modules and all tests each time.
-        gc.collect()
-        gc.freeze()
-
     def pytest_runtest_logstart(self) -> None:
+        if self.remaining % _TESTS_BETWEEN_FREEZES == 0:
+            # Every conversion collects garbage; without this it searches all modules, tests and reports each time.
+            gc.collect()
+            gc.freeze()
         # Not at setup, which skipped tests do not reach.
         seed_everything()
         self._predictions = 0
@@ -102,6 +113,7 @@ class Recorder:
             "message": _message(report),
         }
         self.records.append(record)
+        self.remaining -= 1
         if self._file is not None:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()

@@ -3,18 +3,23 @@
     python tests/host/suite/run.py                       everything (over an hour)
     python tests/host/suite/run.py --sample              the tests that sample.txt names: every operation, a minute
     python tests/host/suite/run.py --count 500 --seed 3  some of the tests, chosen at random
+    python tests/host/suite/run.py --only torch --seed 0 --output report.jsonl --resume
+                                                         in a random order, going on where an earlier run was stopped
 
-Only tests of ML Programs are run. A failure counts unless `expectations.yaml` lists it, with the reason why what the
-test expects does not hold here; the script fails when there are others.
+
+Only tests of ML Programs are run. In a random order, what has been run when a run is stopped is a fair sample.
+A failure counts unless `expectations.yaml` lists it, with the reason why what the test expects does not hold here; the
+script fails when there are others.
 """
 # ruff: noqa: T201  (its output is what it is for)
 
 import argparse
+import json
 import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -38,17 +43,32 @@ def read_sample() -> list[str]:
     return SAMPLE.read_text().split()
 
 
+def read_report(path: Path, retry: bool) -> list[dict[str, Any]]:
+    """The tests that an earlier run has finished, without the failed ones if they are to be run again."""
+    # A run that was killed may have left half a line.
+    lines = (
+        [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+    )
+    records = [json.loads(line) for line in lines]
+    return [record for record in records if not (retry and record["outcome"] == "failed")]
+
+
 def run(
-    folders: Sequence[str], choose: Callable[[list[str]], Collection[str]], output: Path | None
+    folders: Sequence[str],
+    choose: Callable[[list[str]], Sequence[str]],
+    output: Path | None,
+    earlier: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Runs the chosen tests; one record for each that was run."""
+    """Runs the chosen tests except those in ``earlier``; one record for each that was run, now or earlier."""
     _do_without_optional_packages()
-    recorder = Recorder(choose, output)
+    recorder = Recorder(choose, output, earlier)
     options = ["-q", "--tb=no", "--no-summary", "-W", "ignore", "-p", "no:cacheprovider"]
     plugins = ["-p", "partitioner.host.pytest_plugin"]
     place = ["-c", os.devnull, "--rootdir", str(ROOT)]
     status = pytest.main([*options, *plugins, *place, *(str(ROOT / folder) for folder in folders)], [recorder])
-    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+    if status == pytest.ExitCode.INTERRUPTED:
+        print(f"stopped: {recorder.remaining} of the chosen tests were not run")
+    elif status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise SystemExit(f"the tests could not be run: pytest ended with {status!r}")
     return recorder.records
 
@@ -87,23 +107,31 @@ def main() -> int:
     parser.add_argument("--only", choices=FOLDERS, help="run the tests of one folder")
     parser.add_argument("--sample", action="store_true", help="run the tests that sample.txt names")
     parser.add_argument("--count", type=int, help="run this many tests, chosen at random")
-    parser.add_argument("--seed", type=int, default=0, help="seed of that choice")
+    parser.add_argument("--seed", type=int, help="run in a random order, from this seed")
     parser.add_argument("--output", type=Path, help="file that gets a JSON line for each test")
+    parser.add_argument("--resume", action="store_true", help="leave out tests that the output file already has")
+    parser.add_argument("--retry", action="store_true", help="like --resume, but run those again that failed")
     options = parser.parse_args()
+    resume = options.resume or options.retry
+    if resume and options.output is None:
+        parser.error("--resume and --retry need --output, the file that an earlier run wrote")
 
-    def choose(names: list[str]) -> Collection[str]:
+    def choose(names: list[str]) -> Sequence[str]:
         if options.sample:
             missing = sorted(set(sample) - set(names))
             if missing:
                 raise SystemExit(f"sample.txt names {len(missing)} tests that do not exist, such as {missing[0]}")
             return sample
-        return names if options.count is None else random.Random(options.seed).sample(names, options.count)
+        if options.count is None and options.seed is None:
+            return names
+        return random.Random(options.seed or 0).sample(names, len(names))[: options.count]
 
     sample = read_sample() if options.sample else []
     folders = [FOLDERS[options.only]] if options.only else [*FOLDERS.values()]
     if options.sample:
         folders = [folder for folder in folders if any(test.startswith(folder) for test in sample)]
-    return 1 if summarize(run(folders, choose, options.output), read_expectations()) else 0
+    earlier = read_report(options.output, options.retry) if resume else []
+    return 1 if summarize(run(folders, choose, options.output, earlier), read_expectations()) else 0
 
 
 if __name__ == "__main__":
