@@ -136,7 +136,9 @@ def test_types_the_device_takes_cross_unchanged(native, scalar_type, dtype):
 
     case = programs.two_outputs()
     native.register(lambda *arguments: session)
-    method = Runtime.get().load_program(retyped(case.pte, scalar_type)).load_method("forward")
+    # A method reads these bytes for as long as it lives, without keeping them.
+    program = retyped(case.pte, scalar_type)
+    method = Runtime.get().load_program(program).load_method("forward")
     x = (torch.arange(16) % 3).reshape(2, 8).to(dtype)
     y = (torch.arange(8) % 2).reshape(2, 4).to(dtype)
     torch.testing.assert_close(method.execute((x, y)), [y, x], rtol=0, atol=0)

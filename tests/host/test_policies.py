@@ -115,3 +115,28 @@ def test_one_policy_cannot_be_compared(chosen):
         host.compare_policies(program, {"x": X}, chosen)
     with pytest.raises(host.PolicyError, match="unknown precision policy 'bf16'"):
         host.compare_policies(program, {"x": X}, ["float32", "bf16"])
+
+
+def test_policies_are_named_and_differ():
+    x = np.array([[1.0, 2049.0]], np.float32)
+
+    def build(x):
+        return mb.cast(x=mb.add(x=mb.cast(x=x, dtype="fp16"), y=np.float16(0.0001)), dtype="fp32", name="y")
+
+    model = convert(build, {"x": x})
+    assert host.load(model).policy.name == "storage16"
+    np.testing.assert_array_equal(host.load(model).predict({"x": x})["y"], [[1.0, 2048.0]])
+    exact = x + np.float32(np.float16(0.0001))
+    np.testing.assert_array_equal(host.load(model, policy="float32").predict({"x": x})["y"], exact)
+
+
+@pytest.mark.parametrize("policy", ["exact", "float64", "", None, 16, ["float32"]])
+def test_unknown_policies_are_refused(package, policy):
+    with pytest.raises(host.PolicyError, match=r"choose one of \['float32', 'sequential16', 'storage16'\]") as caught:
+        host.load(package, policy=policy)
+    assert isinstance(caught.value, host.HostError)
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(host.PolicyError, match="unknown precision policy"):
+        host.enable(policy)
+    with pytest.raises(host.PolicyError, match="unknown precision policy"), host.patch_coremltools(policy):
+        pass
