@@ -118,7 +118,7 @@ DIFFERENCES = (
 
 
 def same_grid(ours: Place, theirs: Place) -> bool:
-    """Our scales are float16, and only coremltools' averages move by 1 % of the way to a pool's output, and a view's."""
+    """Our scales are float16; averages of coremltools move by 1 % of the way to the outputs of pools and views."""
     if ours.unsigned != theirs.unsigned or ours.scale.shape != theirs.scale.shape:
         return False
     close = torch.allclose(ours.scale, theirs.scale, rtol=0.02 + 2**-10, atol=0)
