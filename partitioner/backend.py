@@ -58,7 +58,9 @@ class CoreMLBackend(BackendDetails):
         if not specs.is_marked(compile_specs):
             return StockBackend.preprocess(edge_program, compile_specs)
         options = specs.parse(compile_specs)
-        return PreprocessResult(processed_bytes=_blob(convert(edge_program, options), options.model_type))
+        model = convert(edge_program, options)
+        specs.note(compile_specs, model.notes)
+        return PreprocessResult(processed_bytes=_blob(model, options.model_type))
 
     @classmethod
     def preprocess_multimethod(
@@ -75,7 +77,10 @@ class CoreMLBackend(BackendDetails):
         if everything and all(specs.is_marked(spec) for spec in everything):
             options = {name: [specs.parse(spec) for spec in method] for name, method in compile_specs.items()}
             if can_share(options, explicit=any(specs.states("weight_sharing", spec) for spec in everything)):
-                return lower_shared(edge_programs, options)
+                shared, notes = lower_shared(edge_programs, options)
+                for name, method in compile_specs.items():
+                    specs.note(method[0], notes[name])
+                return shared
         return super().preprocess_multimethod(edge_programs, compile_specs)
 
     @staticmethod

@@ -52,6 +52,20 @@ class LoweringOptions:
     lower_full_graph: bool = False
 
 
+class NotedSpecs(list[CompileSpec]):
+    """Compile specs that carry what the backend has to say back to whoever made them.
+
+    ExecuTorch gives a backend the very list that the partitioner gave ExecuTorch, and nothing goes the other way.
+
+    Attributes:
+        notes: Lines for the report, filled by the backend.
+    """
+
+    def __init__(self, specs: Sequence[CompileSpec], notes: list[str]) -> None:
+        super().__init__(specs)
+        self.notes = notes
+
+
 @dataclass(frozen=True)
 class _Field:
     """How one option is stored: its key, its kinds of values in Python, and functions between a value and text."""
@@ -228,6 +242,12 @@ def with_mark(
 def is_marked(compile_specs: Sequence[CompileSpec]) -> bool:
     """Whether our partitioner made these specs."""
     return any(spec.key == MARK_KEY for spec in compile_specs)
+
+
+def note(compile_specs: Sequence[CompileSpec], lines: Sequence[str]) -> None:
+    """Tells whoever made compile specs what a conversion did; of specs made elsewhere, nobody asks."""
+    if isinstance(compile_specs, NotedSpecs):
+        compile_specs.notes.extend(line for line in lines if line not in compile_specs.notes)
 
 
 def enumerate_shapes(ep: Any, enumerated_shapes: Mapping[str, Sequence[Sequence[int]]]) -> CompileSpec:

@@ -17,6 +17,7 @@ import partitioner.lowerings  # registers the converters  # noqa: F401
 from partitioner.bisection import first_failing
 from partitioner.compile_specs import LoweringOptions
 from partitioner.errors import ConversionError, DeploymentTargetError, PartitionerError
+from partitioner.half_precision import Findings, watch
 from partitioner.nodes import op_name, source_line
 from partitioner.pipelines import complete, default_pipeline
 from partitioner.quiet import Position, quiet_conversion
@@ -34,10 +35,12 @@ class ConvertedModel:
     Attributes:
         spec: The ``Model`` protobuf.
         weights: The content of its weight file, or None when it has none.
+        notes: What the conversion did about numbers that float16 cannot hold.
     """
 
     spec: Any
     weights: bytes | None
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -79,12 +82,21 @@ def convert(program: ExportedProgram, options: LoweringOptions) -> ConvertedMode
 
 
 def _convert_into(path: Path, program: ExportedProgram, options: LoweringOptions) -> ConvertedModel:
+    pipeline = complete(options.pass_pipeline or default_pipeline())
+    findings = watch(pipeline) if options.compute_precision == ct.precision.FLOAT16 else Findings()
+    model = _convert_with(pipeline, path, program, options)
+    return replace(model, notes=findings.notes)
+
+
+def _convert_with(
+    pipeline: ct.PassPipeline, path: Path, program: ExportedProgram, options: LoweringOptions
+) -> ConvertedModel:
     model = ct.convert(
         program,
         source="pytorch",
         convert_to="mlprogram",
         inputs=_inputs(program, options),
-        pass_pipeline=complete(options.pass_pipeline or default_pipeline()),
+        pass_pipeline=pipeline,
         compute_precision=options.compute_precision,
         minimum_deployment_target=options.minimum_deployment_target,
         compute_units=options.compute_unit,

@@ -67,7 +67,9 @@ def can_share(options: Options, explicit: bool) -> bool:
     return not low
 
 
-def lower_shared(programs: Programs, options: Options) -> dict[str, list[PreprocessResult]]:
+def lower_shared(
+    programs: Programs, options: Options
+) -> tuple[dict[str, list[PreprocessResult]], dict[str, list[str]]]:
     """Converts all methods into one model for each partition position.
 
     Args:
@@ -75,25 +77,29 @@ def lower_shared(programs: Programs, options: Options) -> dict[str, list[Preproc
         options: Method -> the options of each partition.
 
     Returns:
-        Method -> for each partition the reference to the shared model.
+        Method -> for each partition the reference to the shared model; and method -> notes for its report.
     """
     store = NamedDataStore()
     keys = []
+    notes: dict[str, list[str]] = {name: [] for name in programs}
     for position in range(len(next(iter(programs.values())))):
         models = {
             name: convert(program[position], _at_least_first_target(options[name][position]))
             for name, program in programs.items()
         }
+        for name, model in models.items():
+            notes[name].extend(model.notes)
         names = {"methods": {name: model.names for name, model in models.items()}}
         model_type = next(iter(options.values()))[position].model_type
         identifier, blob = delegate_blob(_combine(models), names, model_type)
         keys.append(f"coreml_{identifier}")
         store.add_named_data(keys[-1], blob)
     data = store.get_named_data_store_output()
-    return {
+    results = {
         name: [PreprocessResult(processed_bytes=_reference(key, name), data_store_output=data) for key in keys]
         for name in programs
     }
+    return results, notes
 
 
 def _at_least_first_target(options: LoweringOptions) -> LoweringOptions:

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -16,7 +17,7 @@ from torch.fx import Node
 
 from partitioner.arguments import check_together, check_types
 from partitioner.backend import CoreMLBackend
-from partitioner.compile_specs import parse, with_mark
+from partitioner.compile_specs import NotedSpecs, parse, with_mark
 from partitioner.errors import UnsupportedOpError
 from partitioner.groups import Decisions, Groups, group
 from partitioner.nodes import constant_values
@@ -84,6 +85,7 @@ class CoreMLPartitioner(Partitioner):
         self.delegate_islands = delegate_islands
         self.rejections: tuple[Rejection, ...] = ()
         self._reports: tuple[LoweringReport, ...] = ()
+        self._notes: tuple[list[str], ...] = ()
         self._constants: dict[str, torch.Tensor] = {}
         options = parse(self.compile_specs)
         check_together(
@@ -119,6 +121,7 @@ class CoreMLPartitioner(Partitioner):
         """
         self.rejections = ()
         self._reports = ()
+        self._notes = ()
         self._target_for(exported_program)
         program = copy.copy(exported_program)
         program._state_dict = dict(exported_program.state_dict)
@@ -187,13 +190,16 @@ class CoreMLPartitioner(Partitioner):
 
     def report(self) -> tuple[LoweringReport, ...]:
         """What the last lowering did, a report for each method that was partitioned; print them to read them."""
-        return self._reports
+        return tuple(
+            replace(report, notes=tuple(notes)) for report, notes in zip(self._reports, self._notes, strict=True)
+        )
 
     def record(self, program: ExportedProgram, decisions: Mapping[Node, str | None], partitions: int) -> None:
         """Adds to the report what was decided for a program."""
         needs = find_requirements(program, self.skipped, self.take_over_mutable_buffer)
         given = parse(self.compile_specs).minimum_deployment_target
         target = lowest_target(needs) if given is None else given
+        self._notes += ([],)
         self._reports += (make_report(decisions, partitions, target, needs, given is not None),)
 
     def specs_for(self, program: ExportedProgram) -> list[CompileSpec]:
@@ -201,7 +207,8 @@ class CoreMLPartitioner(Partitioner):
         return self._marked_specs(self._target_for(program))
 
     def _marked_specs(self, target: ct.target | None) -> list[CompileSpec]:
-        return with_mark(self.compile_specs, target, full_graph=self.lower_full_graph)
+        marked = with_mark(self.compile_specs, target, full_graph=self.lower_full_graph)
+        return NotedSpecs(marked, self._notes[-1] if self._notes else [])
 
     @property
     def skipped(self) -> frozenset[str]:

@@ -60,6 +60,7 @@ class LoweringReport:
         target: Name of the deployment target; None for the oldest that runs ML programs.
         target_reasons: What in the program asks for the target, when it was not given.
         compute_share: Share of the multiplications that Core ML does, 0 to 1.
+        notes: What was stored or computed otherwise than the program says, and why.
     """
 
     rows: tuple[ReportRow, ...]
@@ -67,6 +68,7 @@ class LoweringReport:
     target: str | None
     target_reasons: tuple[str, ...]
     compute_share: float
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, ready for JSON."""
@@ -88,6 +90,7 @@ class LoweringReport:
             f"{100 * self.compute_share:.1f} % of the multiplications in Core ML",
             f"deployment target: {self.target or 'the oldest that runs ML programs'}{reasons}",
         ]
+        lines += [f"note: {note}" for note in self.notes]
         for row in self.rows:
             fate = "Core ML" if row.delegated else f"outside: {row.reason}"
             remedy = f"\n        remedy: {row.remedy}" if row.remedy else ""

@@ -64,8 +64,8 @@ def lower_whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Edg
         return None
     if any(not node.users or not _passes(node) for node in inputs):
         return None
-    specs = partitioner.specs_for(program)
     partitioner.record(program, decide(program, partitioner.skipped), 1)
+    specs = partitioner.specs_for(program)
     result = CoreMLBackend.preprocess(program, specs)
     return EdgeProgramManager({"forward": _calling(program, inputs, outputs, specs, result)})
 

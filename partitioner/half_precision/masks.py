@@ -1,0 +1,96 @@
+"""Masking constants: numbers such as ``torch.finfo(torch.float32).min`` that stand for "never attend here".
+
+Cast to float16 they become infinite, and zero times infinity, or a row in which everything is masked, is not a number.
+They are clamped to a magnitude that a softmax takes for minus infinity just as well. The magnitude leaves room for the
+sum of two masks and the scores.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+LARGEST_HALF = float(np.finfo(np.float16).max)
+CLAMPED = 3e4
+_CERTAIN = 1e8
+"""From this magnitude on, a factor is taken for a mask rather than a scale."""
+
+_CARRIERS = frozenset(
+    {
+        *(
+            "add",
+            "sub",
+            "mul",
+            "select",
+            "maximum",
+            "minimum",
+            "fill",
+            "fill_like",
+            "identity",
+            "cast",
+            "concat",
+            "tile",
+        ),
+        *(
+            "reshape",
+            "transpose",
+            "expand_dims",
+            "squeeze",
+            "slice_by_index",
+            "slice_by_size",
+            "split",
+            "stack",
+            "gather",
+        ),
+        *("band_part", "gather_along_axis", "scatter", "scatter_nd", "scatter_along_axis", "pad", "reverse"),
+    }
+)
+_SINKS = frozenset(
+    {
+        *("softmax", "scaled_dot_product_attention", "reduce_max", "reduce_argmax", "topk", "exp", "sigmoid"),
+        *("reduce_log_sum_exp",),
+    }
+)
+
+
+def masking_constants(block: Any) -> Iterator[Any]:
+    """The constants of a MIL block beyond float16 that do nothing but mask what a softmax, maximum or sigmoid reads."""
+    for operation in block.operations:
+        if operation.op_type == "const" and exceeds_half(operation.outputs[0].val) and _only_masks(operation, block):
+            yield operation
+
+
+def exceeds_half(value: Any) -> bool:
+    """Whether a constant holds finite numbers beyond float16."""
+    if not isinstance(value, (np.ndarray, np.floating)) or value.dtype != np.float32:
+        return False
+    values = np.abs(value)
+    return bool(np.any((values > LARGEST_HALF) & np.isfinite(values)))
+
+
+def clamp(operation: Any, block: Any, mb: Any) -> None:
+    """Puts a clamped constant in place of a masking one; infinities stay."""
+    old = operation.outputs[0]
+    value = np.asarray(old.val)
+    clamped = np.where(np.isfinite(value), np.clip(value, -CLAMPED, CLAMPED), value).astype(np.float32)
+    new = mb.const(val=clamped if value.ndim else clamped[()], name=f"{old.name}_clamped", before_op=operation)
+    block.replace_uses_of_var_after_op(anchor_op=operation, old_var=old, new_var=new)
+
+
+def _only_masks(constant: Any, block: Any) -> bool:
+    largest = float(np.max(np.abs(constant.outputs[0].val)))
+    pending, seen = list(constant.outputs), set()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in block.outputs or not value.child_ops:
+            return False
+        for user in value.child_ops:
+            if user.op_type in _SINKS:
+                continue
+            if user.op_type not in _CARRIERS or (user.op_type == "mul" and largest < _CERTAIN):
+                return False
+            pending.extend(user.outputs)
+    return True
