@@ -1,5 +1,6 @@
 """From a model to a `.pte`, with whatever the tests want to look at on the way."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import coremltools as ct
@@ -23,9 +24,20 @@ class Lowered:
     left_over: list[str]
 
 
-def lower(model: nn.Module, inputs: tuple[Tensor, ...], config: object, strict: bool = False) -> Lowered:
-    """Quantizes (weight-only without a sample), lowers for iOS 17, and counts what ended up where."""
+def lower(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    config: object,
+    strict: bool = False,
+    calibration: Iterable[Tensor] = (),
+) -> Lowered:
+    """Quantizes, lowers for iOS 17, and counts what ended up where.
+
+    Calibrates on `calibration`; W8A8 by default on the inputs, everything else on nothing.
+    """
     prepared = prepare_pt2e(torch.export.export(model, inputs, strict=strict).module(), CoreMLQuantizer(config))
+    for batch in calibration:
+        prepared(batch)
     if config is W8A8:
         prepared(*inputs)
     converted = convert_pt2e(prepared)
