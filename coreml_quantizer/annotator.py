@@ -57,6 +57,7 @@ class _Annotator:
         self._nodes = list(graph_module.graph.nodes)
         self._scope = ScopeResolver(policy, graph_module)
         self._rules = rules
+        self._fixes_known_ranges = policy.fixes_known_ranges
         self._masks = MaskFinder(graph_module)
         for node in self._nodes:
             self._masks.visit(node)
@@ -112,7 +113,7 @@ class _Annotator:
 
     def _note_range(self, node: Node, rule: OpRule) -> None:
         ranges = self._places.ranges
-        known = rule.range_of(node)
+        known = rule.range_of(node, self._fixes_known_ranges)
         if rule.treatment is Treatment.SHARED:
             known = ranges.get(node.all_input_nodes[0], known)
         if known is not OutputRange.ANY:
@@ -264,4 +265,4 @@ def _scheme(spec: TensorSpec | FixedSpec) -> Scheme:
     """A fixed range that starts at zero is affine, as an observed non-negative one is."""
     if isinstance(spec, TensorSpec):
         return spec.scheme
-    return Scheme.AFFINE if spec.zero_point == 0 else Scheme.SYMMETRIC
+    return Scheme.AFFINE if spec.non_negative else Scheme.SYMMETRIC

@@ -183,6 +183,11 @@ class FixedSpec(_Value):
     scale: float
     zero_point: int
 
+    @property
+    def non_negative(self) -> bool:
+        """Whether the range starts at zero."""
+        return self.zero_point == self.storage.quant_min
+
 
 @dataclass(frozen=True)
 class OpSpec(_Value):

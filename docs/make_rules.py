@@ -51,7 +51,8 @@ def _name(rule: OpRule) -> str:
 def _range(rule: OpRule) -> str:
     known = rule.output_range
     if isinstance(known, FixedSpec):
-        return f"fixed: scale 1/{round(1 / known.scale)}, zero point {known.zero_point}"
+        interval = "[0, 1]" if known.non_negative else "[-1, 1]"
+        return f"{interval}; where fixed, scale 1/{round(1 / known.scale)}, zero point {known.zero_point}"
     return "depends on its arguments" if callable(known) else known.value
 
 

@@ -83,6 +83,7 @@ def read_linear_quantizer_config(config: object) -> QuantizationPolicy:
             by_type=by_type,
             by_op=by_op,
         ),
+        fixes_known_ranges=True,
         fields=("module_name_configs", "", "module_type_configs", "module_type_configs"),
     )
 

@@ -35,6 +35,8 @@ class QuantizationPolicy:
         last_layer: The same, for layers with weights that none follows.
         quantizes_inputs: Whether values that enter the model are quantized where they are read.
         quantizes_outputs: Whether values that leave the model were quantized.
+        fixes_known_ranges: Whether outputs whose range is known, such as a sigmoid's, take coremltools' fixed
+            parameters; they are observed otherwise.
         fields: What the configuration calls names, patterns, types and operators, for messages.
     """
 
@@ -45,4 +47,5 @@ class QuantizationPolicy:
     last_layer: str = "as_configured"
     quantizes_inputs: bool = True
     quantizes_outputs: bool = True
+    fixes_known_ranges: bool = False
     fields: tuple[str, str, str, str] = ("modules", "patterns", "types", "ops")

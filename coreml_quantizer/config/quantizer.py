@@ -17,6 +17,7 @@ from coreml_quantizer.config.layers import LayerConfig, layer_problems
 
 ENDS = ("as_configured", "weight_only", "float")
 BOUNDARIES = ("quantized", "float")
+KNOWN_RANGES = ("observed", "fixed")
 
 Layers = Mapping[str, LayerConfig | None]
 
@@ -64,6 +65,9 @@ class QuantizerConfig(ShortRepr):
         last_layer: Layers with weights that no other such layer follows; the same values.
         inputs: Whether values that enter the model are quantized where they are read: "quantized" or "float".
         outputs: Whether values that leave the model were quantized: "quantized" or "float".
+        known_ranges: How outputs of sigmoid, hardsigmoid, softmax and tanh are quantized: "observed", with the range
+            that calibration finds, whose steps are finer wherever values do not fill [0, 1] or [-1, 1]; or "fixed",
+            with coremltools' parameters for the whole interval, which need no observing and clip nothing unseen.
 
     Raises:
         ConfigError: Lists everything that is wrong.
@@ -79,6 +83,7 @@ class QuantizerConfig(ShortRepr):
     last_layer: str = "as_configured"
     inputs: str = "quantized"
     outputs: str = "quantized"
+    known_ranges: str = "observed"
 
     def __post_init__(self) -> None:
         checks.refuse(_problems(vars(self), layer=_layer_object, skip=_skip_object))
@@ -133,7 +138,13 @@ class QuantizerConfig(ShortRepr):
 
 
 _SCOPES = ("modules", "patterns", "types", "ops")
-_CHOICES = {"first_layer": ENDS, "last_layer": ENDS, "inputs": BOUNDARIES, "outputs": BOUNDARIES}
+_CHOICES = {
+    "first_layer": ENDS,
+    "last_layer": ENDS,
+    "inputs": BOUNDARIES,
+    "outputs": BOUNDARIES,
+    "known_ranges": KNOWN_RANGES,
+}
 _KEYS: Mapping[str, Callable[[Any], str]] = MappingProxyType(
     {"modules": str, "patterns": str, "types": type_key, "ops": op_key}
 )

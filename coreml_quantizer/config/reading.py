@@ -45,6 +45,7 @@ def read_quantizer_config(config: QuantizerConfig) -> QuantizationPolicy:
         last_layer=config.last_layer,
         quantizes_inputs=config.inputs == "quantized",
         quantizes_outputs=config.outputs == "quantized",
+        fixes_known_ranges=config.known_ranges == "fixed",
     )
 
 

@@ -15,7 +15,7 @@ from coreml_quantizer.rules.registry import (
 aten = torch.ops.aten
 
 _WHY = "fuses with the operator before it, which then writes int8 once"
-_WHY_FIXED = "its range is known, so nothing is observed"
+_WHY_FIXED = f"{_WHY}; its range is known, and may be fixed"
 _SOURCE = "coremltools' LinearQuantizer activation patterns"
 _SOURCE_MIL = (
     "an activation of Core ML (MIL `elementwise_unary`, `activation`), treated as those of coremltools' patterns"

@@ -105,11 +105,17 @@ class OpRule:
     reason: str = ""
     source: str = ""
 
-    def range_of(self, node: Node) -> OutputRange | FixedSpec:
-        """Returns what is known of the output range of `node`, a call of this operator."""
-        if isinstance(self.output_range, OutputRange | FixedSpec):
-            return self.output_range
-        return self.output_range(node)
+    def range_of(self, node: Node, fixes: bool) -> OutputRange | FixedSpec:
+        """Returns what is known of the output range of `node`, a call of this operator.
+
+        Args:
+            node: The call.
+            fixes: Whether a range that the operator fixes is wanted as that, and not only where it starts.
+        """
+        known = self.output_range
+        if isinstance(known, FixedSpec) and not fixes:
+            return OutputRange.NON_NEGATIVE if known.non_negative else OutputRange.ANY
+        return known if isinstance(known, OutputRange | FixedSpec) else known(node)
 
     def inputs_of(self, node: Node) -> tuple[Position, ...]:
         """Returns the positions of the activations that are quantized with `node`, a call of this operator."""
