@@ -14,6 +14,9 @@ QDQ = torch.ops.quantized_decomposed
 SYMMETRIC = {"global_config": {}}
 """What a LinearQuantizerConfig says when nothing is set."""
 WEIGHT_ONLY = {"global_config": {"activation_dtype": "float32"}}
+IMAGE = (torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8),)
+ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
+"""Inputs with values of both signs, spread evenly."""
 
 
 def prepare(model: nn.Module, inputs: tuple[Tensor, ...], config: object = None, strict: bool = False) -> GraphModule:

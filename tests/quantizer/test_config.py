@@ -12,6 +12,7 @@ from coreml_quantizer.decisions import decisions_of
 
 from .graphs import (
     QDQ,
+    ROWS,
     WEIGHT_ONLY,
     call,
     calls,
@@ -24,7 +25,6 @@ from .graphs import (
 from .networks import Block, Model
 
 aten = torch.ops.aten
-ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
 
 
 def linears(config: object, strict: bool = False) -> list[tuple[bool, bool]]:

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from coreml_quantizer import QuantizerError, QuantizerWarning
 from coreml_quantizer.decisions import Decision, decisions_of
 
-from .graphs import WEIGHT_ONLY, calls, prepare, quantize
-
-ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
+from .graphs import ROWS, WEIGHT_ONLY, calls, prepare, quantize
 
 
 class Net(nn.Module):

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from coreml_quantizer.half import rounded_to_half
 
-from .graphs import calls, prepare
-
-IMAGE = (torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8),)
+from .graphs import IMAGE, calls, prepare
 
 
 class Model(nn.Module):

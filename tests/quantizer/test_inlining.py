@@ -5,9 +5,7 @@ from torch import Tensor, nn
 
 from coreml_quantizer.decisions import decisions_of
 
-from .graphs import calls, is_dequantized, quantize
-
-ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
+from .graphs import ROWS, calls, is_dequantized, quantize
 
 
 class Contexts(nn.Module):

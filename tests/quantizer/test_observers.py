@@ -21,9 +21,7 @@ from coreml_quantizer import (
 from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver
 from coreml_quantizer.specs import INT8, UINT8, PerChannel, TensorSpec
 
-from .graphs import prepare
-
-ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
+from .graphs import ROWS, prepare
 
 
 class _LeavesInsertionToTorchao(CoreMLQuantizer):

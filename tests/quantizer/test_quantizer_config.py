@@ -27,11 +27,10 @@ from coreml_quantizer import (
 from coreml_quantizer.estimators import ESTIMATORS
 
 from . import networks
-from .graphs import QDQ, call, calls, is_dequantized, is_float_output, prepare
+from .graphs import QDQ, ROWS, call, calls, is_dequantized, is_float_output, prepare
 from .networks import Block
 
 aten = torch.ops.aten
-ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
 W8 = LayerConfig(WeightConfig(), None)
 
 

@@ -16,7 +16,9 @@ from coreml_quantizer import CoreMLQuantizer, ScopeError
 from coreml_quantizer.decisions import Decision, decisions_of
 
 from .graphs import (
+    IMAGE,
     QDQ,
+    ROWS,
     WEIGHT_ONLY,
     call,
     calls,
@@ -28,8 +30,6 @@ from .graphs import (
 )
 
 aten = torch.ops.aten
-ROWS = (torch.linspace(-1, 1, 4 * 6).reshape(4, 6),)
-IMAGE = (torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8),)
 
 
 @pytest.fixture(autouse=True)
@@ -251,5 +251,14 @@ def test_13_tiny_outputs_keep_their_resolution(peak: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_weight_only_needs_no_sample(name: str) -> None:
+    """It is as good as rounding the weights of the model itself, whose noise a deep random network amplifies alike."""
     model, inputs = build(name)
-    assert signal_to_noise(model(*inputs), convert_pt2e(prepare(model, inputs, WEIGHT_ONLY))(*inputs)) > 15
+    expected = model(*inputs)
+    found = convert_pt2e(prepare(model, inputs, WEIGHT_ONLY))(*inputs)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+                scale = module.weight.abs().amax(tuple(range(1, module.weight.ndim)), keepdim=True) / 127.5
+                module.weight.copy_((module.weight / scale).round().clamp(-128, 127) * scale)
+    # Batch norms fold before rounding, so the two round differently: twice the noise power at most.
+    assert signal_to_noise(expected, found) >= signal_to_noise(expected, model(*inputs)) - 3
