@@ -135,3 +135,20 @@ def test_lstm_with_peepholes_and_a_clipped_cell():
     _close(last_h, torch.from_numpy(h))
     _close(last_c, torch.from_numpy(c))
     assert np.abs(last_c).max() == 0.25
+
+
+def test_initial_states_beyond_the_batch_are_ignored():
+    layer, x, w = _case(torch.nn.LSTM(INPUTS, HIDDEN))
+    ours = {name: _reordered(value, (0, 1, 3, 2)) for name, value in w.items()}
+    parameters = {"weight_ih": ours["weight_ih_l0"], "weight_hh": ours["weight_hh_l0"]}
+    parameters["bias"] = ours["bias_ih_l0"] + ours["bias_hh_l0"]
+
+    def build(x, rows):
+        zeros = mb.fill(shape=mb.concat(values=[rows, np.array([HIDDEN], np.int32)], axis=0), value=np.float32(0))
+        return mb.lstm(x=x, initial_h=zeros, initial_c=zeros, output_sequence=True, **parameters)
+
+    feed = {"x": x.numpy().astype(np.float32), "rows": np.array([SEQUENCE + BATCH], np.int32)}
+    states, last_h, _ = run(build, feed)
+    expected, (expected_h, _) = layer(x)
+    _close(states, expected)
+    _close(last_h, expected_h[0])

@@ -129,6 +129,8 @@ def lstm(
     last dimension; the backward one's states are in the order of the input.
     """
     acts = (_ACTIVATIONS[recurrent_activation], _ACTIVATIONS[cell_activation], _ACTIVATIONS[activation])
+    # Rows beyond the batch are ignored: for packed sequences, Core ML Tools emits as many as the longest one has steps.
+    initial_h, initial_c = initial_h[: x.shape[1]], initial_c[: x.shape[1]]
     if direction != "bidirectional":
         ordered = _ordered(x, direction)
         states, h, c = _lstm_pass(ordered, initial_h, initial_c, weight_ih, weight_hh, bias, peephole, acts, clip)
