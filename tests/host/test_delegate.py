@@ -154,23 +154,16 @@ def test_output_that_outgrows_its_memory_is_an_error(native):
     assert native.take_last_error() == ""
 
 
-def run_alone(code):
-    """Run Python code in a process of its own, with a program on its standard input."""
-    return subprocess.run(
-        [sys.executable, "-c", code], input=programs.two_outputs().pte, capture_output=True, timeout=100, check=False
-    )
-
-
-PRELUDE = """
-import sys, torch
+ALONE = """
+import builtins, sys, time, torch
+from concurrent.futures import ThreadPoolExecutor
 from executorch.runtime import Runtime
+from partitioner import host
 from partitioner.host import _delegate
+
 pte = sys.stdin.buffer.read()
-"""
+inputs = (torch.zeros(2, 8), torch.zeros(2, 4))
 
-
-def test_no_exception_ends_the_process():
-    code = f"""{PRELUDE}
 class Odd(Exception):
     def __str__(self):
         raise RuntimeError
@@ -187,40 +180,15 @@ for session in (long_message, lone_surrogate, unprintable, leaving, negative_siz
     _delegate.register(lambda *arguments: session)
     method = Runtime.get().load_program(pte).load_method("forward")
     try:
-        method.execute((torch.zeros(2, 8), torch.zeros(2, 4)))
+        method.execute(inputs)
     except RuntimeError:
-        print(session.__name__, flush=True)
-"""
-    done = run_alone(code)
-    survived = done.stdout.decode().split()
-    assert survived == ["long_message", "lone_surrogate", "unprintable", "leaving", "negative_size", "high_rank"]
-    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+        print("survived", session.__name__, flush=True)
 
-
-def test_a_method_that_outlives_the_interpreter_does_no_harm():
-    code = f"""{PRELUDE}
-import builtins
-from partitioner import host
-host.enable()
-builtins.kept = Runtime.get().load_program(pte).load_method("forward")
-builtins.kept.execute((torch.zeros(2, 8), torch.zeros(2, 4)))
-"""
-    done = run_alone(code)
-    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
-
-
-def test_overlapping_calls_of_the_runtime_survive():
-    """Sessions that hand over to other threads, with failures among them."""
-    code = f"""{PRELUDE}
-import time
-from concurrent.futures import ThreadPoolExecutor
-
+# Sessions that hand over to other threads, with failures among them.
 def session(arguments):
     time.sleep(0.002)
     if arguments[0].view()[0, 0] > 0:
         raise ValueError("odd one")
-
-_delegate.register(lambda *arguments: session)
 
 def work(k):
     method = Runtime.get().load_program(pte).load_method("forward")
@@ -230,9 +198,35 @@ def work(k):
         return "odd one" in _delegate.take_last_error()
     return False
 
+_delegate.register(lambda *arguments: session)
 with ThreadPoolExecutor(4) as pool:
-    print(sum(pool.map(work, range(200))))
+    print("failed", sum(pool.map(work, range(200))), flush=True)
+
+host.enable()
+builtins.kept = Runtime.get().load_program(pte).load_method("forward")
+print("outlives", len(builtins.kept.execute(inputs)), flush=True)
 """
-    done = run_alone(code)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """A process that may die of what it does: how it ended and the words of its lines."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], input=programs.two_outputs().pte, capture_output=True, timeout=100, check=False
+    )
+    return done, [line.split() for line in done.stdout.decode().splitlines()]
+
+
+def test_no_exception_ends_the_process(alone):
+    survived = [name for kind, name in alone[1] if kind == "survived"]
+    assert survived == ["long_message", "lone_surrogate", "unprintable", "leaving", "negative_size", "high_rank"]
+
+
+def test_overlapping_calls_of_the_runtime_survive(alone):
+    assert ["failed", "100"] in alone[1]
+
+
+def test_a_method_that_outlives_the_interpreter_does_no_harm(alone):
+    done, lines = alone
+    assert lines[-1] == ["outlives", "2"]
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
-    assert done.stdout.split()[-1] == b"100"

@@ -1,4 +1,5 @@
 import copy
+from functools import cache
 
 import coremltools as ct
 import coremltools.optimize as cto
@@ -44,17 +45,22 @@ def _with_rounded_sixths(model):
     return model
 
 
-def _convert(model, inputs, target, precision):
-    exported = torch.export.export(model, inputs).run_decompositions()
+@cache
+def _built(name):
+    model, inputs = models.build(name)
+    return model, inputs, torch.export.export(model, inputs).run_decompositions()
+
+
+def _convert(exported, target, precision):
     return ct.convert(exported, minimum_deployment_target=target, compute_precision=precision, skip_model_load=True)
 
 
 def _signal_to_noise(name, target, precision, policy):
-    model, inputs = models.build(name)
+    model, inputs, exported = _built(name)
     reference = copy.deepcopy(model)
     with torch.no_grad():
         expected = (_with_rounded_sixths(reference) if precision == ct.precision.FLOAT16 else reference)(*inputs)
-    converted = _convert(model, inputs, target, precision)
+    converted = _convert(exported, target, precision)
     results = [host.load(converted, policy=each).run(list(inputs))[0] for each in policy]
     declared = torch.float16 if precision == ct.precision.FLOAT16 else torch.float32
     assert {result.dtype for result in results} == {declared}
@@ -76,10 +82,10 @@ def test_half_precision_programs_agree_with_torch_as_far_as_the_policy_allows(na
 
 @pytest.mark.parametrize("ios", [ct.target.iOS16, ct.target.iOS18])
 def test_compressed_weights_cost_what_their_grid_costs(ios):
-    model, inputs = models.build("resnet")
+    model, inputs, exported = _built("resnet")
     with torch.no_grad():
         expected = model(*inputs)
-    converted = _convert(model, inputs, ios, ct.precision.FLOAT32)
+    converted = _convert(exported, ios, ct.precision.FLOAT32)
     config = cto.coreml.OptimizationConfig(cto.coreml.OpLinearQuantizerConfig(mode="linear_symmetric"))
     quantized = cto.coreml.linear_quantize_weights(converted, config)
     palettized = cto.coreml.palettize_weights(
