@@ -94,7 +94,7 @@ def lut2() -> QuantizerConfig:
     return _weight_only(WeightConfig("lut2"))
 
 
-_ACTIVATIONS = EstimatorConfig("moving_average")
+_ACTIVATIONS = EstimatorConfig("automatic")
 
 PRESETS: Mapping[str, Callable[[], QuantizerConfig]] = MappingProxyType(
     {

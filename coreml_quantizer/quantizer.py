@@ -1,5 +1,6 @@
 """`CoreMLQuantizer`: the torchao quantizer for Core ML."""
 
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from coreml_quantizer.annotator import Placement, annotate
 from coreml_quantizer.calibration.wrapping import wrap_for_calibration
 from coreml_quantizer.config import read_config
 from coreml_quantizer.errors import QuantizerError
+from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.inlining import inline_contexts
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.qat.hiding import HiddenBatchNorm, hide, reveal
@@ -89,7 +91,8 @@ class CoreMLQuantizer(Quantizer):
         hidden, self._hidden = self._hidden, []
         assert placement is not None, "torchao calls annotate first"
         if training.detect(model, edge_or_node_to_obs_or_fq):
-            self._training = Trainee(wrap_for_training(model, edge_or_node_to_obs_or_fq, placement, hidden))
+            observers = _for_training(edge_or_node_to_obs_or_fq, frozenset(placement.weights))
+            self._training = Trainee(wrap_for_training(model, observers, placement, hidden))
         else:
             reveal(model, hidden)
             wrap_for_calibration(model, edge_or_node_to_obs_or_fq, placement)
@@ -130,3 +133,15 @@ class CoreMLQuantizer(Quantizer):
 
     def __repr__(self) -> str:
         return f"CoreMLQuantizer({self.config!r})"
+
+
+def _for_training(
+    observers: Mapping[Place, torch.nn.Module], weights: Container[Place]
+) -> dict[Place, torch.nn.Module]:
+    """Replaces the estimators of activations that training does otherwise; what was shared still is."""
+    trained = {
+        id(observer): observer.for_training() if isinstance(observer, RangeObserver) else observer
+        for place, observer in observers.items()
+        if place not in weights
+    }
+    return {place: trained.get(id(observer), observer) for place, observer in observers.items()}

@@ -25,7 +25,8 @@ class EstimatorConfig(ShortRepr):
     """A range estimator by name, with its arguments.
 
     Attributes:
-        name: "min_max", "moving_average", "histogram", "percentile", "entropy" or "mse".
+        name: "min_max", "moving_average", "histogram", "percentile", "entropy", "mse", or "automatic": min_max in
+            calibration, and moving_average when activations are trained.
         arguments: What it takes: `momentum` of moving_average, `percentile` of percentile, `steps` and `smallest` of
             mse. A dict or YAML file gives them beside the name.
 
@@ -109,7 +110,7 @@ class ActivationConfig(ShortRepr):
 
     dtype: str = "uint8"
     scheme: str = "affine"
-    estimator: EstimatorConfig = field(default_factory=lambda: EstimatorConfig("moving_average"))
+    estimator: EstimatorConfig = field(default_factory=lambda: EstimatorConfig("automatic"))
 
     def __post_init__(self) -> None:
         checks.refuse(_activation_problems(self.to_dict()))
@@ -119,7 +120,7 @@ class ActivationConfig(ShortRepr):
     def from_dict(cls, fields: Mapping[str, Any]) -> "ActivationConfig":
         """Reads a dict of the attributes above; what is left out has its default."""
         checks.refuse(_activation_problems(fields))
-        return cls(**_with_estimator(fields, "moving_average"))
+        return cls(**_with_estimator(fields, "automatic"))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what `from_dict` reads."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from coreml_quantizer.estimators.automatic import AutomaticObserver
 from coreml_quantizer.estimators.base import RangeObserver, extremes, qscheme_of
 from coreml_quantizer.estimators.entropy import EntropyObserver
 from coreml_quantizer.estimators.histogram import HistogramObserver
@@ -13,6 +14,7 @@ from coreml_quantizer.estimators.percentile import PercentileObserver
 
 ESTIMATORS: Mapping[str, type[RangeObserver]] = MappingProxyType(
     {
+        "automatic": AutomaticObserver,
         "min_max": MinMaxObserver,
         "moving_average": MovingAverageObserver,
         "histogram": HistogramObserver,
@@ -25,6 +27,7 @@ ESTIMATORS: Mapping[str, type[RangeObserver]] = MappingProxyType(
 
 __all__ = [
     "ESTIMATORS",
+    "AutomaticObserver",
     "EntropyObserver",
     "HistogramObserver",
     "MinMaxObserver",

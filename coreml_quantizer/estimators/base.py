@@ -142,6 +142,10 @@ class RangeObserver(ObserverBase):
             raise CalibrationError(self.why_no_range())
         return self._estimate()
 
+    def for_training(self) -> "RangeObserver":
+        """Returns the estimator that training an activation uses in place of this one."""
+        return self
+
     def running_range(self) -> tuple[Tensor, Tensor]:
         """Returns what `estimate` returns, without looking whether it is finite: nothing waits for the device."""
         return self._estimate()

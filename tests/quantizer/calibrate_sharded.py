@@ -16,6 +16,7 @@ from coreml_quantizer import (
     calibrate,
 )
 from coreml_quantizer.calibration.observing import observers_of
+from coreml_quantizer.estimators import ESTIMATORS
 
 
 def batches() -> list[torch.Tensor]:
@@ -38,7 +39,7 @@ def qparams(graph: torch.fx.GraphModule) -> dict[str, tuple[list[float], list[in
 def main() -> None:
     distributed.init_process_group("gloo")
     rank, results = distributed.get_rank(), {}
-    for estimator in ("min_max", "moving_average", "histogram", "percentile", "entropy", "mse"):
+    for estimator in ESTIMATORS:
         graph = prepared(estimator)
         seen = calibrate(graph, batches(), shard=True)
         results[estimator] = (seen, qparams(graph))

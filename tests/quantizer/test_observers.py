@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e
 
 from coreml_quantizer import (
     CalibrationError,
@@ -18,7 +18,8 @@ from coreml_quantizer import (
     rules,
     training,
 )
-from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver
+from coreml_quantizer.estimators import AutomaticObserver, MinMaxObserver, MovingAverageObserver
+from coreml_quantizer.qat.fake_quantize import FakeQuantize
 from coreml_quantizer.specs import INT8, UINT8, PerChannel, TensorSpec
 
 from .graphs import ROWS, prepare
@@ -75,6 +76,23 @@ def test_min_max_against_float64() -> None:
         observer(batch.float())
     assert torch.equal(observer.min_val, batches.amin((0, 1)).float())
     assert torch.equal(observer.max_val, batches.amax((0, 1)).float())
+
+
+def test_the_default_estimator_keeps_all_of_calibration_and_follows_training() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
+    exported = torch.export.export(model, ROWS)
+    prepared = prepare_pt2e(exported.module(), CoreMLQuantizer())
+    for factor in (1.0, 3.0, 0.5):
+        prepared(factor * ROWS[0])
+    watching = [m for m in prepared.modules() if isinstance(m, AutomaticObserver)]
+    assert len(watching) == 3  # the input, tanh, and the second layer
+    low, high = watching[0].estimate()
+    assert (float(low), float(high)) == (-3.0, 3.0)
+
+    trained = prepare_qat_pt2e(exported.module(), CoreMLQuantizer())
+    observers = [m.observer for m in trained.modules() if isinstance(m, FakeQuantize)]
+    assert [type(observer) for observer in observers if observer.ch_axis < 0] == [MovingAverageObserver] * 3
+    assert {type(observer) for observer in observers if observer.ch_axis >= 0} == {MinMaxObserver}
 
 
 def test_moving_average_against_float64() -> None:
