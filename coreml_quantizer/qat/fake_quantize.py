@@ -12,6 +12,15 @@ from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase, FixedQPara
 from coreml_quantizer.errors import CalibrationError
 from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver, RangeObserver, extremes, qscheme_of
 from coreml_quantizer.qat.functional import Interval, fake_quantize_channels, fake_quantize_tensor
+from coreml_quantizer.qat.numbers import (
+    Singles,
+    choose_grid,
+    choose_grids,
+    eager_on_cpu,
+    extremes_on_cpu,
+    move_range,
+    move_ranges,
+)
 from coreml_quantizer.qat.schedule import Scheduled, nothing
 from coreml_quantizer.qparams import choose_qparams, choose_qparams_on_cpu
 from coreml_quantizer.specs import INT8, UINT8, IntegerStorage, Milestones, PerChannel, Scheme, TensorSpec
@@ -154,37 +163,67 @@ class FakeQuantize(FakeQuantizer):
         if not self.follows_extremes:
             self.observer(x)
             self.refresh()
+            if eager_on_cpu(x):
+                self.check()
             return
-        low, high = extremes(x, self.ch_axis)
-        if self.clip is not None:
-            low, high = low.clamp(*self.clip), high.clamp(*self.clip)
-        self.observe_range(low, high)
+        if not eager_on_cpu(x):
+            low, high = extremes(x, self.ch_axis)
+            if self.clip is not None:
+                low, high = low.clamp(*self.clip), high.clamp(*self.clip)
+            self.observer.update_range(low, high)
+            self.refresh()
+        elif self.ch_axis < 0:
+            self._observe_number(x)
+        else:
+            low, high = extremes_on_cpu(x, self.ch_axis)
+            self.observe_channels(low.float().numpy(), high.float().numpy())
 
     @property
     def follows_extremes(self) -> bool:
         """Whether smallest and largest values are all that the estimator looks at."""
         return isinstance(self.observer, MinMaxObserver | MovingAverageObserver)
 
-    def observe_range(self, low: Tensor, high: Tensor) -> None:
-        """Moves the range by the extremes of some values, float32, shape `()` or `(channels,)`."""
-        self.observer.update_range(low, high)
-        self.refresh()
-        if low.device.type == "cpu" and not torch.compiler.is_compiling():
-            self.check()
+    def _observe_number(self, x: Tensor) -> None:
+        high = torch.amax(x).item()
+        # What a ReLU clamps to zero belongs to every range anyway.
+        low = 0.0 if self.clip is not None and self.clip[0] == 0.0 else torch.amin(x).item()
+        if self.clip is not None:
+            low, high = (min(max(end, self.clip[0]), self.clip[1]) for end in (low, high))
+        if not math.isfinite(high - low):
+            raise CalibrationError(self._why_no_range())
+        scale, zero_point = choose_grid(*move_range(self.observer, low, high), self.storage, self.spec.scheme)
+        self.scale.fill_(scale)
+        self.zero_point.fill_(zero_point)
+        self._become_known()
 
-    def clips_between(self, low: Tensor, high: Tensor) -> bool:
-        """Returns whether the grid leaves out values between these, shape `(channels,)`; True when not known."""
-        if low.device.type != "cpu" or torch.compiler.is_compiling():
-            return True
-        lowest = torch.round(low / self.scale) + self.zero_point
-        highest = torch.round(high / self.scale) + self.zero_point
-        return bool(lowest.min() < self.quant_min) or bool(highest.max() > self.quant_max)
+    def observe_channels(self, low: Singles, high: Singles) -> None:
+        """Moves the ranges by extremes of shape (channels,), eagerly on a CPU.
+
+        Raises:
+            CalibrationError: They are not finite.
+        """
+        if not math.isfinite(float(high.sum()) - float(low.sum())):
+            raise CalibrationError(self._why_no_range())
+        scale, zero_point = choose_grids(*move_ranges(self.observer, low, high), self.storage, self.spec.scheme)
+        self.scale.numpy()[:] = scale
+        self.zero_point.numpy()[:] = zero_point
+        self._become_known()
+
+    def _become_known(self) -> None:
+        # Setting an attribute of a module costs more than looking whether it is set.
+        if not self.known:
+            self.known = True
+
+    def clips_between(self, low: Singles, high: Singles) -> bool:
+        """Returns whether the grid leaves out values between these, shape (channels,)."""
+        scale, zero_point = self.scale.numpy(), self.zero_point.numpy()
+        lowest, highest = (self.quant_min - 0.5 - zero_point) * scale, (self.quant_max + 0.5 - zero_point) * scale
+        return bool((low < lowest).any() or (high > highest).any())
 
     def refresh(self) -> None:
         """Takes the grid of the range that the estimator has now."""
         low, high = self.observer.running_range()
-        on_cpu = low.device.type == "cpu" and not torch.compiler.is_compiling()
-        choose = choose_qparams_on_cpu if on_cpu else choose_qparams
+        choose = choose_qparams_on_cpu if eager_on_cpu(low) else choose_qparams
         self.set_qparams(*choose(low, high, self.storage, self.spec.scheme))
 
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
@@ -202,10 +241,13 @@ class FakeQuantize(FakeQuantizer):
     def check(self) -> None:
         """Raises CalibrationError when the range is not finite."""
         if self.known and not math.isfinite(float(self.scale.sum())):
-            raise CalibrationError(
-                f"'{self.tensor_name}' took not-a-number or infinite values in training, so it has no range. Look for "
-                "a loss that diverged (lower the learning rate, clip gradients) or for an input that is not finite."
-            )
+            raise CalibrationError(self._why_no_range())
+
+    def _why_no_range(self) -> str:
+        return (
+            f"'{self.tensor_name}' took not-a-number or infinite values in training, so it has no range. Look for "
+            "a loss that diverged (lower the learning rate, clip gradients) or for an input that is not finite."
+        )
 
     def quantize(self, x: Tensor) -> Tensor:
         """Rounds `x` to the grid as it is."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -11,11 +12,14 @@ from coreml_quantizer.estimators import extremes
 from coreml_quantizer.qat.batch_norm import factor_of
 from coreml_quantizer.qat.fake_quantize import FakeQuantize, FakeQuantizer, Mode
 from coreml_quantizer.qat.functional import fake_quantize_blocks
+from coreml_quantizer.qat.numbers import eager_on_cpu, extremes_on_cpu
 from coreml_quantizer.values import constant_of
 from coreml_quantizer.weights.compressor import replace, store
 
 _NO_FACTOR = 1e-12
 """A batch norm that scales a channel by less makes it constant: there is nothing to divide by."""
+
+_ONE = np.float32(1)
 
 _ops = torch.ops.quantized_decomposed
 
@@ -61,25 +65,42 @@ class FoldedWeight(FakeQuantizeBase):
             variance: Its running variance, shape (channels,).
         """
         factor = self._factor(weight, norm_weight, variance)
-        factor = torch.where(factor.abs() < _NO_FACTOR, torch.ones_like(factor), factor)
         quantizer = self.quantizer
         if type(quantizer) is FakeQuantize and quantizer.ch_axis == self.axis and quantizer.follows_extremes:
-            return self._per_channel(quantizer, weight, factor, mode)
+            if eager_on_cpu(weight) and weight.dtype is torch.float32:
+                return self._per_channel_on_cpu(quantizer, weight, factor, mode)
+            return self._per_channel(quantizer, weight, _divisible(factor), mode)
+        factor = _divisible(factor)
         folded: Tensor = quantizer(weight * factor, mode)
         return folded / factor
 
     def _per_channel(self, quantizer: FakeQuantize, weight: Tensor, factor: Tensor, mode: Mode) -> Tensor:
         """Puts the factor into the scale of each channel, so that no pass over the weight is spent on it."""
-        clips = True
         if quantizer.observes and (mode is not False or not quantizer.known):
             first, second = (end * factor.reshape(-1) for end in extremes(weight.detach(), self.axis))
-            low, high = torch.minimum(first, second), torch.maximum(first, second)
-            quantizer.observe_range(low, high)
-            clips = quantizer.clips_between(low, high)
+            quantizer.observer.update_range(torch.minimum(first, second), torch.maximum(first, second))
+            quantizer.refresh()
         if not (quantizer.quantizes and quantizer.known):
             return weight
         scale = quantizer.scale.reshape(factor.shape) / factor
         zero_point = quantizer.zero_point.reshape(factor.shape)
+        return fake_quantize_blocks(weight, scale, zero_point, quantizer.quant_min, quantizer.quant_max)
+
+    def _per_channel_on_cpu(self, quantizer: FakeQuantize, weight: Tensor, shaped: Tensor, mode: Mode) -> Tensor:
+        """The same with few calls, and no pass spent on clamping where nothing is outside of the grid."""
+        factor = shaped.numpy().reshape(-1)
+        factor = np.where(np.abs(factor) < _NO_FACTOR, _ONE, factor)
+        clips = True
+        if quantizer.observes and (mode is not False or not quantizer.known):
+            low, high = extremes_on_cpu(weight.detach(), self.axis)
+            first, second = low.numpy() * factor, high.numpy() * factor
+            lowest, highest = np.minimum(first, second), np.maximum(first, second)
+            quantizer.observe_channels(lowest, highest)
+            clips = quantizer.clips_between(lowest, highest)
+        if not (quantizer.quantizes and quantizer.known):
+            return weight
+        scale = torch.from_numpy(quantizer.scale.numpy() / factor).reshape(shaped.shape)
+        zero_point = quantizer.zero_point.reshape(shaped.shape)
         return fake_quantize_blocks(weight, scale, zero_point, quantizer.quant_min, quantizer.quant_max, clips)
 
     def calculate_qparams(self, **_: object) -> tuple[Tensor, Tensor]:
@@ -106,6 +127,10 @@ class FoldedWeight(FakeQuantizeBase):
         shape = [1] * weight.ndim
         shape[self.axis] = -1
         return factor_of(norm_weight, variance, self.eps).detach().reshape(shape)
+
+
+def _divisible(factor: Tensor) -> Tensor:
+    return torch.where(factor.abs() < _NO_FACTOR, torch.ones_like(factor), factor)
 
 
 def _quantized_and_back(model: GraphModule, weight: Any, quantizer: FakeQuantizer) -> Node:

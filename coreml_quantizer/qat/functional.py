@@ -28,7 +28,7 @@ def fake_quantize_tensor(
     Returns:
         `(clamp(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale`, as `x` in shape and dtype.
     """
-    if x.device.type == "cpu" and x.dtype is torch.float32 and not torch.compiler.is_compiling():
+    if x.is_cpu and x.dtype is torch.float32 and not torch.compiler.is_compiling():
         grid = _grid(scale.item(), int(zero_point.item()), quant_min, quant_max, clip)
         result: Tensor = _OnCpu.apply(x, *grid)  # type: ignore[no-untyped-call]
         return result
@@ -120,25 +120,33 @@ class _BroadcastOnCpu(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, clips: bool
     ) -> Tensor:
-        ctx.limits = (quant_min - zero_point, quant_max - zero_point) if clips else None
-        steps = x.mul(1.0 / scale).round_()
+        ctx.limits = _limits(zero_point, quant_min, quant_max) if clips else None
+        inverse = scale.reciprocal()
+        steps = x.mul(inverse).round_()
         if clips:
-            ctx.save_for_backward(x, scale)
-            steps = _clamp(steps, *ctx.limits)
+            ctx.save_for_backward(x, inverse)
+            steps.clamp_(*ctx.limits)
         return steps.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.limits is None:
             return gradient, None, None, None, None, None
-        x, scale = ctx.saved_tensors
-        steps = x.mul(1.0 / scale).round_()
-        outside = torch.ne(_clamp(steps.clone(), *ctx.limits), steps)
-        return gradient.masked_fill(outside, 0.0), None, None, None, None, None
+        x, inverse = ctx.saved_tensors
+        low, high = ctx.limits
+        steps = x.mul(inverse)
+        if isinstance(low, float):
+            # Vectorized, which comparing and masking are not.
+            passed = torch.ops.aten.hardtanh_backward(gradient, steps, low - 0.5, high + 0.5)
+        else:
+            steps.round_()
+            passed = gradient.masked_fill(torch.ne(steps.clamp(low, high), steps), 0.0)
+        return passed, None, None, None, None, None
 
 
-def _clamp(steps: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Clamps in place; by numbers, which is a vectorized pass, where all zero points are equal."""
-    if low.numel() == 1 or bool((low == low.flatten()[0]).all()):
-        return steps.clamp_(low.flatten()[0].item(), high.flatten()[0].item())
-    return steps.clamp_(low, high)
+def _limits(zero_point: Tensor, quant_min: int, quant_max: int) -> tuple[float, float] | tuple[Tensor, Tensor]:
+    """Returns the smallest and largest step from zero; as numbers where all zero points are equal."""
+    first = zero_point.flatten()[0]
+    if zero_point.numel() == 1 or bool((zero_point == first).all()):
+        return quant_min - first.item(), quant_max - first.item()
+    return quant_min - zero_point, quant_max - zero_point

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver
+from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver, extremes
 from coreml_quantizer.qat.functional import fake_quantize_blocks, fake_quantize_channels, fake_quantize_tensor
 from coreml_quantizer.qat.learnable import LearnableFakeQuantize
+from coreml_quantizer.qat.numbers import choose_grid, choose_grids, extremes_on_cpu, move_range, move_ranges
 from coreml_quantizer.qparams import choose_qparams, choose_qparams_on_cpu
 from coreml_quantizer.specs import INT4, INT8, UINT8, IntegerStorage, PerChannel, Scheme, TensorSpec, Training
 
@@ -84,6 +85,54 @@ def test_both_ways_to_choose_a_grid_agree(scheme: Scheme, storage: IntegerStorag
     for found, expected in zip(ours, reference, strict=True):
         assert found.dtype is expected.dtype
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("scheme", list(Scheme))
+@pytest.mark.parametrize("storage", [INT8, UINT8, INT4], ids=lambda storage: storage.name)
+def test_grids_in_numbers_are_those_of_tensors(scheme: Scheme, storage: IntegerStorage) -> None:
+    generator = torch.Generator().manual_seed(1)
+    magnitude = 10.0 ** (torch.rand(2000, generator=generator) * 44 - 38)
+    low = (torch.rand(2000, generator=generator) - 0.8) * magnitude
+    high = low + torch.rand(2000, generator=generator) * magnitude
+    low[:10] = high[:10] = 0.0
+    scales, zero_points = choose_qparams(low, high, storage, scheme)
+    numbers = [choose_grid(*ends, storage, scheme) for ends in zip(low.tolist(), high.tolist(), strict=True)]
+    assert numbers == list(zip(scales.tolist(), zero_points.tolist(), strict=True))
+    usable = (scales > 1e-5) & (scales < 1e4)
+    for chosen in (slice(None), usable):
+        ends = low[chosen].clamp(max=0).numpy(), high[chosen].clamp(min=0).numpy()
+        arrays = choose_grids(*ends, storage, scheme)
+        assert torch.equal(torch.from_numpy(arrays[0]), scales[chosen])
+        assert bool((torch.as_tensor(arrays[1]) == zero_points[chosen]).all())
+
+
+@pytest.mark.parametrize("kind", [MinMaxObserver, MovingAverageObserver])
+def test_ranges_in_numbers_move_like_those_of_tensors(kind: type[MinMaxObserver | MovingAverageObserver]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    reference, channels = (kind(TensorSpec(INT8)) for _ in range(2))
+    numbers = [kind(TensorSpec(INT8)) for _ in range(3)]
+    channels.min_val, channels.max_val = torch.full((3,), torch.inf), torch.full((3,), -torch.inf)
+    for _ in range(50):
+        low, high = torch.randn(3, generator=generator) - 1, torch.randn(3, generator=generator) + 1
+        reference.update_range(low, high)
+        move_ranges(channels, low.numpy(), high.numpy())
+        for observer, *ends in zip(numbers, low.tolist(), high.tolist(), strict=True):
+            move_range(observer, *ends)
+    one_step = 50 * 2.0**-24  # float32 rounds a little at each of 50 steps, and torch fuses two roundings into one
+    for name in ("min_val", "max_val"):
+        expected = getattr(reference, name)
+        found = torch.stack([getattr(observer, name) for observer in numbers])
+        torch.testing.assert_close(found, expected, rtol=one_step, atol=0)
+        torch.testing.assert_close(getattr(channels, name), expected, rtol=one_step, atol=0)
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1, 3])
+def test_extremes_on_a_cpu_are_the_extremes(axis: int) -> None:
+    x = values(5, 6, 3, 4).detach()
+    for ours, expected in zip(extremes_on_cpu(x, axis), extremes(x, axis), strict=True):
+        assert torch.equal(ours, expected)
+    x[2, 3, 1, 2] = torch.nan
+    assert all(end.isnan().any() for end in extremes_on_cpu(x, axis))
 
 
 def learnable(spec: TensorSpec, weight: Tensor | None = None) -> LearnableFakeQuantize:
