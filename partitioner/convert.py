@@ -18,6 +18,7 @@ from partitioner.bisection import first_failing
 from partitioner.compile_specs import LoweringOptions
 from partitioner.errors import ConversionError, DeploymentTargetError, PartitionerError
 from partitioner.half_precision import Findings, watch
+from partitioner.mil_model import convert_to_spec
 from partitioner.nodes import op_name, source_line
 from partitioner.pipelines import complete, default_pipeline
 from partitioner.quiet import Position, quiet_conversion
@@ -91,6 +92,23 @@ def _convert_into(path: Path, program: ExportedProgram, options: LoweringOptions
 def _convert_with(
     pipeline: ct.PassPipeline, path: Path, program: ExportedProgram, options: LoweringOptions
 ) -> ConvertedModel:
+    if options.op_linear_quantizer_config is not None:
+        return _convert_and_quantize(path, program, options, pipeline)
+    with tempfile.TemporaryDirectory(prefix="weights_", dir=path.parent) as weights:
+        spec = convert_to_spec(
+            program,
+            _inputs(program, options),
+            pipeline,
+            options.compute_precision,
+            options.minimum_deployment_target,
+            Path(weights),
+        )
+        return ConvertedModel(spec, _content(Path(weights)))
+
+
+def _convert_and_quantize(
+    path: Path, program: ExportedProgram, options: LoweringOptions, pipeline: ct.PassPipeline
+) -> ConvertedModel:
     model = ct.convert(
         program,
         source="pytorch",
@@ -103,8 +121,6 @@ def _convert_with(
         package_dir=str(path),
         skip_model_load=True,
     )
-    if options.op_linear_quantizer_config is None:
-        return read_model(model)
     compressed = _quantize_weights(model, options)
     try:
         return read_model(compressed)
@@ -159,11 +175,14 @@ def _gathers_with_shared_tables(program: Any) -> list[str]:
 
 def read_model(model: Any) -> ConvertedModel:
     """Takes the protobuf and the weights out of an `MLModel`."""
-    weights = Path(model.weights_dir) / "weight.bin" if model.weights_dir else None
-    content = weights.read_bytes() if weights is not None and weights.is_file() else None
     spec = type(model.get_spec())()
     spec.CopyFrom(model.get_spec())
-    return ConvertedModel(spec, content or None)
+    return ConvertedModel(spec, _content(Path(model.weights_dir)) if model.weights_dir else None)
+
+
+def _content(weights: Path) -> bytes | None:
+    file = weights / "weight.bin"
+    return (file.read_bytes() if file.is_file() else None) or None
 
 
 def _needed_target(error: Exception) -> ct.target | None:

@@ -1,6 +1,5 @@
 """The partitioner: which part of an edge program Core ML takes, and what ExecuTorch must keep whole for it."""
 
-import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from partitioner.arguments import check_together, check_types
 from partitioner.backend import CoreMLBackend
 from partitioner.compile_specs import NotedSpecs, parse, with_mark
 from partitioner.errors import UnsupportedOpError
+from partitioner.functional import functional
 from partitioner.groups import Decisions, Groups, group
 from partitioner.nodes import constant_values
 from partitioner.report import LoweringReport, make_report
@@ -112,8 +112,8 @@ class CoreMLPartitioner(Partitioner):
         """Refuses, before any expensive work, a program that cannot be lowered as asked.
 
         Returns:
-            The program, with its own tables of constants: delegation removes entries from them, and the caller may
-            want to lower the program again.
+            The program in functional form, with its own tables of constants: delegation removes entries from them,
+            and the caller may want to lower the program again.
 
         Raises:
             DeploymentTargetError: The program needs a newer deployment target than the given one.
@@ -123,10 +123,7 @@ class CoreMLPartitioner(Partitioner):
         self._reports = ()
         self._notes = ()
         self._target_for(exported_program)
-        program = copy.copy(exported_program)
-        program._state_dict = dict(exported_program.state_dict)
-        program._constants = dict(exported_program.constants)
-        return program
+        return functional(exported_program)
 
     def ops_to_not_decompose(
         self, ep: ExportedProgram

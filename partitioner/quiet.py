@@ -18,6 +18,8 @@ from coremltools.converters.mil.mil.passes import pass_pipeline as _pipeline
 from coremltools.converters.mil.mil.program import Program
 from coremltools.optimize.coreml import _quantization_passes as _compression
 
+from partitioner.fast_mil import replacements, without_garbage_collection
+
 # (module, name of its progress function)
 _PROGRESS = ((_frontend, "_tqdm"), (_pipeline, "tqdm"), (_compression, "tqdm"))
 
@@ -73,15 +75,19 @@ def quiet_conversion() -> Iterator[Position]:
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logger.level
-        replaced: list[tuple[Any, str, Any]] = [(module, name, getattr(module, name)) for module, name in _PROGRESS]
+        wanted: list[tuple[Any, str, Any]] = [
+            *((module, name, position.follow) for module, name in _PROGRESS),
+            (Program, "validate", position.validating(Program.validate)),
+            *replacements(),
+        ]
+        replaced = [(owner, name, vars(owner)[name]) for owner, name, _ in wanted]
         logger.setLevel(logging.CRITICAL + 1)
-        for module, name, _ in replaced:
-            setattr(module, name, position.follow)
-        replaced.append((Program, "validate", Program.validate))
-        Program.validate = position.validating(Program.validate)
+        for owner, name, replacement in wanted:
+            setattr(owner, name, replacement)
         try:
-            yield position
+            with without_garbage_collection():
+                yield position
         finally:
-            for module, name, original in replaced:
-                setattr(module, name, original)
+            for owner, name, original in replaced:
+                setattr(owner, name, original)
             logger.setLevel(level)

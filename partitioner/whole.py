@@ -47,7 +47,7 @@ def lower_whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Edg
     """
     if not _is_plain(program) or partitioner.skipped:  # the names on a skip list are those of the edge dialect
         return None
-    program = partitioner.transform_for_pre_decomposition(program).run_decompositions({})
+    program = partitioner.transform_for_pre_decomposition(program)
     if not _is_plain(program):  # writing in place shows only now
         return None
     if not partitioner.take_over_constant_data:
