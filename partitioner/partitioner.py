@@ -23,6 +23,7 @@ from partitioner.groups import Decisions, Groups, group
 from partitioner.nodes import constant_values
 from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
+from partitioner.storage_notes import storage_notes
 from partitioner.support import Rejection, decide, refusal, rejections
 from partitioner.trials import FAILS, failures
 
@@ -196,7 +197,7 @@ class CoreMLPartitioner(Partitioner):
         needs = find_requirements(program, self.skipped, self.take_over_mutable_buffer)
         given = parse(self.compile_specs).minimum_deployment_target
         target = lowest_target(needs) if given is None else given
-        self._notes += ([],)
+        self._notes += (storage_notes(decisions, constant_values(program, self.take_over_constant_data)),)
         self._reports += (make_report(decisions, partitions, target, needs, given is not None),)
 
     def specs_for(self, program: ExportedProgram) -> list[CompileSpec]:

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from partitioner.compute import cost
 from partitioner.nodes import op_name, source_line
-from partitioner.requirements import Requirement
+from partitioner.requirements import Requirement, describe
 
 # Pattern of a reason -> what mends it.
 _REMEDIES = (
@@ -124,7 +124,7 @@ def make_report(
     rows.sort(key=lambda row: (row.delegated, -row.count, row.op))
     total = sum(map(cost, decisions))
     taken = sum(cost(node) for node, reason in decisions.items() if reason is None)
-    asked = () if given else tuple(dict.fromkeys(f"{n.feature}: {n.origin}" for n in needs if n.target == target))
+    asked = () if given else describe(need for need in needs if need.target == target)
     return LoweringReport(
         tuple(rows), partitions, None if target is None else target.name, asked, taken / total if total else 1.0
     )

@@ -28,18 +28,35 @@ class Requirement:
         feature: The feature in the user's words.
         origin: The operation or input that uses it.
         remedy: What else mends it, beside a newer target.
+        entry: The entry of a quantizer's configuration that asks for it, when the quantizer left that in the program.
     """
 
     target: ct.target
     feature: str
     origin: str
     remedy: str | None = None
+    entry: str | None = None
 
+
+ENTRY_KEY = "quantization_entry"
+"""Under this key of ``node.meta["custom"]`` a quantizer may name the entry of its configuration that an operation has.
+
+`torch.export` and ExecuTorch carry that dictionary along. The operations that PT2E inserts have none; what is said of
+the operation behind or in front of them counts.
+"""
 
 _Rule = Callable[[Node, frozenset[str]], tuple[ct.target, str] | None]
 """Takes an operation and the names of the constant values."""
 
-_INT8_LEVELS = 255
+RANGE_ARGUMENTS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "quantized_decomposed.dequantize_per_tensor.default": (3, 4),
+        "quantized_decomposed.dequantize_per_channel.default": (4, 5),
+        "torchao.dequantize_affine.default": (5, 6),
+    }
+)
+"""Positions of the lowest and the highest integer in the arguments of an operation."""
+
 _SUB_BYTE_LEVELS = 15
 
 
@@ -62,7 +79,7 @@ def _dequantize(minimum: int, maximum: int) -> _Rule:
 
 
 def _dequantize_affine(node: Node, constants: frozenset[str]) -> tuple[ct.target, str] | None:
-    found = _dequantize(5, 6)(node, constants)
+    found = _dequantize(*RANGE_ARGUMENTS["torchao.dequantize_affine.default"])(node, constants)
     data = tensor_of(node.args[0])
     blocks = argument(node, 1, "block_size")
     if data is None or blocks is None:
@@ -84,10 +101,15 @@ RULES: Mapping[str, _Rule] = MappingProxyType(
     {
         "quantized_decomposed.quantize_per_tensor.default": _quantize,
         "quantized_decomposed.quantize_per_channel.default": _quantize,
-        "quantized_decomposed.dequantize_per_tensor.default": _dequantize(3, 4),
-        "quantized_decomposed.dequantize_per_channel.default": _dequantize(4, 5),
+        "quantized_decomposed.dequantize_per_tensor.default": _dequantize(
+            *RANGE_ARGUMENTS["quantized_decomposed.dequantize_per_tensor.default"]
+        ),
+        "quantized_decomposed.dequantize_per_channel.default": _dequantize(
+            *RANGE_ARGUMENTS["quantized_decomposed.dequantize_per_channel.default"]
+        ),
         "torchao.dequantize_affine.default": _dequantize_affine,
         "quant.dequantize_codebook.default": _dequantize_codebook,
+        "aten.pixel_unshuffle.default": lambda node, constants: (ct.target.iOS16, "operations new in iOS16"),
     }
 )
 
@@ -120,8 +142,14 @@ def find_requirements(
         rule = RULES.get(name)
         result = rule(node, constants) if rule is not None and name.lower() not in names else None
         if result is not None:
-            found.append(Requirement(*result, origin=name))
+            found.append(Requirement(*result, origin=name, entry=_entry(node)))
     return found
+
+
+def _entry(node: Node) -> str | None:
+    neighbours = (node, *node.users, *node.all_input_nodes)
+    entries = ((neighbour.meta.get("custom") or {}).get(ENTRY_KEY) for neighbour in neighbours)
+    return next((str(entry) for entry in entries if entry), None)
 
 
 def _io_requirements(program: ExportedProgram, take_over_buffers: bool) -> Iterable[Requirement]:
@@ -154,11 +182,11 @@ def check_target(requirements: Iterable[Requirement], target: ct.target) -> None
     missing = [requirement for requirement in requirements if requirement.target > target]
     if not missing:
         return
+    counts = Counter((item.target, item.feature, item.origin) for item in missing)
     lines = [
         f"  {feature} need{'s' if feature.startswith('a ') else ''} {needed.name}: {origin} ({count}x)"
-        for (needed, feature, origin), count in Counter(
-            (item.target, item.feature, item.origin) for item in missing
-        ).items()
+        + _asked_by(item.entry for item in missing if (item.feature, item.origin) == (feature, origin))
+        for (needed, feature, origin), count in counts.items()
     ]
     needed = max(requirement.target for requirement in missing)
     remedies = "".join(f"\n{remedy}" for remedy in dict.fromkeys(item.remedy for item in missing) if remedy)
@@ -168,6 +196,19 @@ def check_target(requirements: Iterable[Requirement], target: ct.target) -> None
         + "\nUse CoreMLPartitioner(compile_specs=CoreMLBackend.generate_compile_specs("
         f"minimum_deployment_target=ct.target.{needed.name})){remedies}"
     )
+
+
+def _asked_by(entries: Iterable[str | None]) -> str:
+    named = list(dict.fromkeys(entry for entry in entries if entry))
+    return f", asked for by {', '.join(named)}" if named else ""
+
+
+def describe(requirements: Iterable[Requirement]) -> tuple[str, ...]:
+    """One line for each feature and origin, with the entries that ask for it."""
+    asked: dict[str, list[str | None]] = {}
+    for item in requirements:
+        asked.setdefault(f"{item.feature}: {item.origin}", []).append(item.entry)
+    return tuple(f"{line}{_asked_by(entries)}" for line, entries in asked.items())
 
 
 def refuse_dynamic_quantization(program: ExportedProgram) -> None:

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -81,6 +82,56 @@ def _vector_table(node: Node) -> str | None:
     return None
 
 
+def _default_eps(node: Node) -> str | None:
+    if argument(node, 3, "eps") is None:
+        return "Core ML Tools takes another eps than PyTorch where none is given"
+    return None
+
+
+def _flattened(node: Node) -> str | None:
+    return None if argument(node, 2, "dims", ()) else "Core ML rolls dimensions, not flattened tensors"
+
+
+def _of_numbers(node: Node) -> str | None:
+    x = tensor_of(node.args[0])
+    return None if x is None or x.dtype == torch.bool else "Core ML has it for booleans only"
+
+
+def _output_padding(padding: int, output_padding: int, transposed: int | None = None) -> Check:
+    """Arguments at the given positions; `transposed` for the operation that has both kinds of convolution."""
+
+    def check(node: Node) -> str | None:
+        if transposed is not None and not argument(node, transposed, "transposed", False):
+            return None
+        added = argument(node, output_padding, "output_padding", 0)
+        taken = argument(node, padding, "padding", 0)
+        if any(_numbers(added)) and not any(_numbers(taken)):
+            return "Core ML Tools converts output_padding only beside padding"
+        return None
+
+    return check
+
+
+def _numbers(value: Any) -> Sequence[int]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _low_threshold(node: Node) -> str | None:
+    threshold = argument(node, 2, "threshold", 20)
+    return None if threshold >= 20 else f"Core ML has no softplus that is linear beyond {threshold}"
+
+
+def _overlapping(node: Node) -> str | None:
+    kernel, stride = argument(node, 2, "kernel_size"), argument(node, 5, "stride")
+    overlaps = any(step < size for step, size in zip(stride, kernel, strict=True))
+    return "Core ML cannot add up overlapping blocks" if overlaps else None
+
+
+def _new_dimensions(node: Node) -> str | None:
+    x = tensor_of(node.args[0])
+    return "Core ML tiles existing dimensions only" if x is not None and len(node.args[1]) > x.dim() else None  # type: ignore[arg-type]
+
+
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
         "aten.diagonal.default": _never("Core ML returns wrong values (coremltools#2565)"),
@@ -100,6 +151,21 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "aten.bitwise_or.Tensor": _integer_bits,
         "aten.bitwise_xor.Scalar": _integer_bits,
         "aten.bitwise_xor.Tensor": _integer_bits,
+        "aten.rms_norm.default": _default_eps,
+        "aten.tile.default": _new_dimensions,
+        "aten.conv_transpose1d.default": _output_padding(4, 5),
+        "aten.conv_transpose2d.input": _output_padding(4, 5),
+        "aten.conv_transpose3d.input": _output_padding(4, 5),
+        "aten.convolution.default": _output_padding(4, 7, transposed=6),
+        "aten.roll.default": _flattened,
+        "aten.softplus.default": _low_threshold,
+        "aten.col2im.default": _overlapping,
+        **{
+            f"aten._upsample_{kind}2d_aa.{form}": _never("Core ML resamples without antialiasing")
+            for kind in ("bilinear", "bicubic")
+            for form in ("vec", "default")
+        },
+        **{f"aten.{name}.{kind}": _of_numbers for name in ("all", "any") for kind in ("default", "dim", "dims")},
         "quant.dequantize_codebook.default": _vector_table,
         "quantized_decomposed.quantize_per_tensor.tensor": _constant_qparams,
         "quantized_decomposed.dequantize_per_tensor.tensor": _constant_qparams,
@@ -111,6 +177,10 @@ CONSTANT_OPERANDS: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {
         "torchao.dequantize_affine.default": (0, 2, 3),
         "quant.dequantize_codebook.default": (0, 1),
+        "aten.prelu.default": (1,),
+        "aten.instance_norm.default": (1, 2, 3, 4),
+        "aten.layer_norm.default": (2, 3),
+        "aten.native_layer_norm.default": (2, 3),
         "quantized_decomposed.quantize_per_channel.default": (1, 2),
         "quantized_decomposed.dequantize_per_channel.default": (1, 2),
     }

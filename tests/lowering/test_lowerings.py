@@ -52,6 +52,22 @@ TAKEN = {
         lambda x: x.reshape(3, 2, 4, 2, 2, 2).permute(1, 3, 5, 0, 2, 4).reshape(2, 4, 24) * 2,
         IMAGE,
     ),
+    "where of a scalar and a tensor": (lambda x: torch.where(x > 0, 0, x), X),
+    "where of scalars": (lambda x: x * torch.where(torch.tensor(True), torch.tensor(2), torch.tensor(3.5)), X),
+    "lerp by a scalar": (lambda x: torch.lerp(x, x + 1, 0.3), X),
+    "hardshrink": (lambda x: F.hardshrink(x), X),
+    "addmm with integer factors": (lambda x: torch.addmm(x[:, :2], x, x.t(), beta=3, alpha=2), X),
+    "tile to a new dimension": (lambda x: x.tile(2, 3, 1), X),
+    "cosine similarity": (lambda x: F.cosine_similarity(x, x + 1), X),
+    "rms_norm without eps": (lambda x: F.rms_norm(x, (8,)) + F.rms_norm(x, (8,), W), X),
+    "unsorted topk": (lambda x: x.topk(8, largest=False, sorted=False)[0].sum(1), X),
+    "variance of everything": (lambda x: x.var() + x.std(correction=2), X),
+    "mean squared error": (lambda x: F.mse_loss(x, x * 2), X),
+    "softplus with a threshold": (lambda x: F.softplus(x, beta=2, threshold=1), X),
+    "queries that share keys": (
+        lambda x: F.scaled_dot_product_attention(x * 2, x[:, ::2] + 1, x[:, ::2], enable_gqa=True),
+        IMAGE.reshape(1, 12, 4, 4),
+    ),
     "cropped": (lambda x: F.pad(x, (-1, 2, 1, -1), value=3.0), X),
 }
 
@@ -119,6 +135,11 @@ REFUSED = {
         "dim_order_ops._to_dim_order_copy.default",
     ),
     "rank 6": (Function(lambda x: (x.reshape(3, 2, 4, 2, 2, 2) * 2).sum(-1)), IMAGE, "aten.mul.Tensor"),
+    "output padding without padding": (
+        nn.ConvTranspose2d(3, 2, 3, stride=2, output_padding=1),
+        IMAGE[None],
+        "aten.convolution.default",
+    ),
     "dilated max_pool2d": (nn.MaxPool2d(2, dilation=2), IMAGE, "aten.max_pool2d_with_indices.default"),
     "dilated max_pool2d beside a plain one": (
         nn.Sequential(nn.MaxPool2d(2, stride=1), nn.MaxPool2d(2, dilation=2)),
@@ -137,3 +158,19 @@ def test_what_core_ml_cannot_express_stays_outside(model: nn.Module, x: torch.Te
     assert refused in names
     (result,) = host.run(manager.to_executorch().buffer, x)
     torch.testing.assert_close(result, model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+DECOMPOSED = {
+    "roll of everything": (lambda x: x.roll(3) * 2, X),
+    "overlapping fold": (lambda x: F.fold(x, (3, 3), 2), IMAGE.reshape(1, 48, 4)),
+    "antialiasing": (lambda x: F.interpolate(x, size=(4, 4), mode="bilinear", antialias=True), IMAGE[None]),
+    "all of numbers": (lambda x: x.all(1), X),
+    "layer norm with a computed weight": (lambda x: F.layer_norm(x, (8,), x[0]), X),
+}
+
+
+@pytest.mark.parametrize(("function", "x"), DECOMPOSED.values(), ids=DECOMPOSED.keys())
+def test_what_a_converter_gets_wrong_is_decomposed(function, x: torch.Tensor) -> None:
+    manager = lower(Function(function), (x,), partitioner=CoreMLPartitioner(compile_specs=FLOAT32))
+    (result,) = host.run(manager.to_executorch().buffer, x)
+    torch.testing.assert_close(result, function(x), rtol=1e-5, atol=1e-5)

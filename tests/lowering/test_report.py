@@ -8,6 +8,9 @@ import torch
 from lowering.helpers import lower as lower_to_edge
 from lowering.test_partitioner import Function
 from torch import nn
+from torchao.prototype.quantization.codebook_coreml import CodebookWeightOnlyConfig
+from torchao.quantization.granularity import PerAxis
+from torchao.quantization.quant_api import IntxWeightOnlyConfig, quantize_
 
 from partitioner import CoreMLBackend, CoreMLPartitioner, lower
 
@@ -61,3 +64,24 @@ def test_a_new_lowering_starts_a_new_report() -> None:
     for _ in range(2):
         lower_to_edge(Function(torch.relu), (X,), partitioner=partitioner)
     assert len(partitioner.report()) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "note"),
+    [
+        (IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0)), None),
+        (IntxWeightOnlyConfig(weight_dtype=torch.int5, granularity=PerAxis(0)), "weights declared in 5 bits"),
+        (CodebookWeightOnlyConfig(dtype=torch.uint6, block_size=[-1, -1]), None),
+        (
+            CodebookWeightOnlyConfig(dtype=torch.uint7, block_size=[-1, -1]),
+            "indices of lookup tables declared in 7 bits",
+        ),
+    ],
+)
+def test_weights_that_are_stored_in_more_bits_are_reported(config, note: str | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16)).eval()
+    quantize_(model, config)
+    (report,) = lower(torch.export.export(model, (X,))).report
+    expected = () if note is None else (f"{note} are stored in 8, the next size of Core ML (2x)",)
+    assert report.notes == expected

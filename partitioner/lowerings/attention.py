@@ -1,0 +1,38 @@
+"""Attention in which several queries share a key and a value (``enable_gqa``).
+
+Core ML has one key and one value for each query; the converter of Core ML Tools ignores the argument and fails on the
+unequal numbers of heads.
+"""
+
+from typing import Any
+
+import numpy as np
+from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+
+from partitioner.lowerings.registry import get_converter, set_converter
+
+_HEADS = -3
+_convert = get_converter("scaled_dot_product_attention")
+
+
+@set_converter("scaled_dot_product_attention")
+def _attention(context: Any, node: Any) -> None:
+    query, *shared = (context[node.inputs[position]] for position in range(3))
+    node.kwinputs = {name: value for name, value in (node.kwinputs or {}).items() if name != "enable_gqa"}
+    names = [node.inputs[0]]
+    for value, name in zip(shared, node.inputs[1:3], strict=True):
+        times = query.shape[_HEADS] // value.shape[_HEADS] if query.rank > 3 else 1
+        names.append(name if times == 1 else _repeated(context, value, times, f"{node.name}_{name}_of_all_heads"))
+    node.inputs = [*names, *node.inputs[3:]]
+    _convert(context, node)
+
+
+def _repeated(context: Any, value: Any, times: int, name: str) -> str:
+    """Repeats every head, next to itself."""
+    axis = value.rank + _HEADS
+    wide = mb.expand_dims(x=value, axes=[axis + 1])
+    tiled = mb.tile(x=wide, reps=[times if index == axis + 1 else 1 for index in range(wide.rank)])
+    shape = [size if isinstance(size, (int, np.integer)) else -1 for size in value.shape]
+    shape[axis] *= times
+    context.add(mb.reshape(x=tiled, shape=shape, name=name), name)
+    return name

@@ -1,0 +1,28 @@
+"""Arguments that exported programs leave out because they have their defaults, and that a converter insists on."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from partitioner.lowerings.registry import wrap_converter
+
+_MEAN = 1
+
+# Name -> the number of arguments that are always there, and the defaults of the rest.
+_DEFAULTS: dict[str, tuple[int, Sequence[Any]]] = {
+    "cosine_similarity": (2, (1, 1e-8)),
+    "mse_loss": (2, (_MEAN,)),
+    "conv_transpose1d": (2, (None, (1,), (0,), (0,), 1, (1,))),
+    "conv_transpose2d.input": (2, (None, (1, 1), (0, 0), (0, 0), 1, (1, 1))),
+    "conv_transpose3d.input": (2, (None, (1, 1, 1), (0, 0, 0), (0, 0, 0), 1, (1, 1, 1))),
+}
+
+
+def _filled(required: int, defaults: Sequence[Any]) -> Callable[[Any], None]:
+    def fill(node: Any) -> None:
+        node.inputs = [*node.inputs, *defaults[len(node.inputs) - required :]]
+
+    return fill
+
+
+for _name, _arguments in _DEFAULTS.items():
+    wrap_converter(_name, _filled(*_arguments))
