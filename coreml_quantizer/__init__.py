@@ -1,6 +1,7 @@
 """Quantization for ExecuTorch's Core ML backend: decides what each tensor of an exported graph becomes."""
 
 from coreml_quantizer import presets
+from coreml_quantizer.batch_norm_folding import fold_batch_norms
 from coreml_quantizer.calibration import calibrate
 from coreml_quantizer.config import (
     ActivationConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "WeightConfig",
     "WeightRole",
     "calibrate",
+    "fold_batch_norms",
     "presets",
     "rules",
 ]

@@ -45,21 +45,27 @@ def rewrite_lone_batch_norms(graph_module: GraphModule) -> None:
         return
     nodes = list(graph_module.graph.nodes)
     constants = find_constants(nodes, find_written_values(nodes))
-    for index, node in enumerate(node for node in found if _is_affine(node, constants)):
+    lone = [node for node in found if is_affine(node, constants) and not _torchao_folds(node)]
+    for index, node in enumerate(lone):
         _rewrite(graph_module, node, f"{_PREFIX}_{index}")
 
 
-def _is_affine(node: Node, constants: Container[Node]) -> bool:
+def is_affine(node: Node, constants: Container[Node]) -> bool:
+    """Whether a batch norm is in eval mode, with statistics and parameters that are constants."""
     parameters = [node.args[index] for index in (_WEIGHT, _BIAS, _MEAN, _VARIANCE)]
     has_statistics = isinstance(node.args[_MEAN], Node) and isinstance(node.args[_VARIANCE], Node)
     fixed = all(found is None or found in constants for found in parameters)
-    return node.args[_TRAINING] is False and has_statistics and fixed and not _torchao_folds(node)
+    return node.args[_TRAINING] is False and has_statistics and fixed
 
 
 def _torchao_folds(node: Node) -> bool:
     """Calibration never shows us such a batch norm: it is one that is going to train."""
     layer = node.args[0]
-    return not isinstance(layer, Node) or (layer.target in _FOLDED_BY_TORCHAO and len(layer.users) == 1)
+    if not isinstance(layer, Node):
+        return True
+    # A linear layer has its channels on the last axis, a batch norm on axis 1.
+    misaligned = layer.target is aten.linear.default and layer.meta["val"].ndim > 2
+    return layer.target in _FOLDED_BY_TORCHAO and len(layer.users) == 1 and not misaligned
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,8 @@ class _Affine:
     shift: Tensor
 
 
-def _affine_of(graph_module: GraphModule, node: Node, rank: int, dtype: torch.dtype) -> _Affine:
-    """Computes the constants in float64, so that they are exact up to one rounding."""
+def scale_and_shift(graph_module: GraphModule, node: Node) -> tuple[Tensor, Tensor]:
+    """Returns what a batch norm with constants multiplies by and adds, float64, shape (channels,)."""
 
     def constant(index: int, default: float, like: Tensor | None = None) -> Tensor:
         source = node.args[index]
@@ -84,7 +90,12 @@ def _affine_of(graph_module: GraphModule, node: Node, rank: int, dtype: torch.dt
     mean = constant(_MEAN, 0.0)
     eps: Any = node.args[_EPS]
     scale = constant(_WEIGHT, 1.0, mean) / torch.sqrt(constant(_VARIANCE, 1.0) + eps)
-    shift = constant(_BIAS, 0.0, mean) - mean * scale
+    return scale, constant(_BIAS, 0.0, mean) - mean * scale
+
+
+def _affine_of(graph_module: GraphModule, node: Node, rank: int, dtype: torch.dtype) -> _Affine:
+    """Computes the constants in float64, so that they are exact up to one rounding."""
+    scale, shift = scale_and_shift(graph_module, node)
     shape = (-1, *(1 for _ in range(rank - 2)))
     return _Affine(scale.to(dtype).reshape(shape), shift.to(dtype).reshape(shape))
 

@@ -5,6 +5,7 @@ CPU time of this process is measured, the best of several runs, so that other pr
 
 import gc
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,13 +14,11 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from coreml_quantizer import CoreMLQuantizer
+from coreml_quantizer import CoreMLQuantizer, fold_batch_norms
 
 from .graphs import QDQ, calls
 
 aten = torch.ops.aten
-CALLS_PER_BLOCK = 6
-NODES_PER_BLOCK = CALLS_PER_BLOCK + 4
 FACTOR, LARGEST_RATIO = 10, 12.0
 """Ten times the nodes may take twelve times as long."""
 
@@ -50,14 +49,43 @@ def residual_network(blocks: int) -> GraphModule:
     return GraphModule(root, graph)
 
 
-def seconds(blocks: int, config: object = None, repeats: int = 2) -> float:
+def convolutional_network(blocks: int) -> GraphModule:
+    """A graph of convolution, batch norm, ReLU and residual addition, of as many nodes a block."""
+    root, graph = nn.Module(), Graph()
+    value = FakeTensorMode().from_tensor(torch.zeros(1, 4, 2, 2))
+
+    def node(target: object, *args: object) -> Node:
+        made = graph.get_attr(target) if isinstance(target, str) else graph.call_function(target, args)  # type: ignore[arg-type]
+        made.meta = {"val": value, "nn_module_stack": {}}
+        return made
+
+    y = graph.placeholder("x")
+    y.meta["val"] = value
+    for index in range(blocks):
+        root.register_parameter(f"w{index}", nn.Parameter(torch.eye(4)[:, :, None, None]))
+        for name in ("a", "b", "c", "d"):
+            root.register_buffer(f"{name}{index}", torch.ones(4))
+        convolved = node(aten.conv2d.default, y, node(f"w{index}"))
+        statistics = [node(f"{name}{index}") for name in ("a", "b", "c", "d")]
+        normed = node(aten.batch_norm.default, convolved, *statistics, False, 0.1, 1e-5, True)
+        y = node(aten.add.Tensor, node(aten.relu.default, normed), y)
+    graph.output((node(aten.relu.default, y),))
+    return GraphModule(root, graph)
+
+
+def seconds(
+    blocks: int,
+    config: object = None,
+    repeats: int = 2,
+    network: Callable[[int], GraphModule] = residual_network,
+) -> float:
     best = float("inf")
     for _ in range(repeats):
-        graph = residual_network(blocks)
+        graph = network(blocks)
         quantizer = CoreMLQuantizer(config)
         gc.collect()
         start = time.process_time()
-        prepare_pt2e(graph, quantizer)
+        prepare_pt2e(fold_batch_norms(graph) if network is convolutional_network else graph, quantizer)
         best = min(best, time.process_time() - start)
     return best
 
@@ -76,10 +104,12 @@ def test_time_is_linear_in_nodes() -> None:
 
 
 @pytest.mark.slow
-def test_time_is_linear_up_to_20000_nodes() -> None:
-    seconds(10, repeats=1)
-    small, large = 2000 // NODES_PER_BLOCK, 20000 // NODES_PER_BLOCK
-    ratio = seconds(large, repeats=2) / seconds(small)
+@pytest.mark.parametrize("network", [residual_network, convolutional_network], ids=lambda network: network.__name__)
+def test_time_is_linear_up_to_20000_nodes(network: Callable[[int], GraphModule]) -> None:
+    seconds(10, repeats=1, network=network)
+    per_block = (len(network(20).graph.nodes) - len(network(10).graph.nodes)) // 10
+    small, large = 2000 // per_block, 20000 // per_block
+    ratio = seconds(large, network=network) / seconds(small, network=network)
     assert ratio <= LARGEST_RATIO, f"20,000 nodes take {ratio:.1f} times as long as 2,000"
 
 
