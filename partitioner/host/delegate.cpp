@@ -272,29 +272,47 @@ class LastingBuffer final : public std::streambuf {
 };
 
 // ExecuTorch's Python bindings point std::cout and std::cerr at a buffer on their stack during a call
-// and put back afterwards what they found. When Python switches threads inside a delegate, calls of
-// several threads overlap and one puts back the dead buffer of another. While Python runs, the
-// streams therefore point at buffers that last.
+// and put back afterwards what they found. When Python switches threads inside a delegate, or while
+// such a buffer hands a log line to Python, calls of several threads overlap and one puts back the
+// dead buffer of another. While Python runs, the streams therefore point at buffers that last.
 class LastingStreams {
  public:
   LastingStreams() {
-    static LastingBuffer* out = new LastingBuffer(stdout);
-    static LastingBuffer* err = new LastingBuffer(stderr);
-    out_ = std::cout.rdbuf(out);
-    err_ = std::cerr.rdbuf(err);
+    out_ = std::cout.rdbuf(lasting_out());
+    err_ = std::cerr.rdbuf(lasting_err());
   }
 
   ~LastingStreams() {
-    std::cout.rdbuf(out_);
-    std::cerr.rdbuf(err_);
+    if (put_back_) {
+      std::cout.rdbuf(out_);
+      std::cerr.rdbuf(err_);
+    }
+  }
+
+  // For what is logged from here on, here and by the runtime; the bindings put back what they found.
+  void keep() {
+    std::cout.rdbuf(lasting_out());
+    std::cerr.rdbuf(lasting_err());
+    put_back_ = false;
   }
 
   LastingStreams(const LastingStreams&) = delete;
   LastingStreams& operator=(const LastingStreams&) = delete;
 
  private:
+  static std::streambuf* lasting_out() {
+    static LastingBuffer* out = new LastingBuffer(stdout);
+    return out;
+  }
+
+  static std::streambuf* lasting_err() {
+    static LastingBuffer* err = new LastingBuffer(stderr);
+    return err;
+  }
+
   std::streambuf* out_;
   std::streambuf* err_;
+  bool put_back_ = true;
 };
 
 std::string describe(nb::python_error& error) {
@@ -334,19 +352,23 @@ et::Error guarded(const char* stage, et::Error code, Body&& body) noexcept {
     return et::Error::InvalidState;
   }
   nb::gil_scoped_acquire gil;
+  LastingStreams streams;
+  std::string message;
   try {
-    const LastingStreams streams;
     body();
     return et::Error::Ok;
   } catch (nb::python_error& error) {
-    return fail(stage, describe(error), code);
+    message = describe(error);
   } catch (const std::invalid_argument& error) {
-    return fail(stage, error.what(), et::Error::InvalidArgument);
+    message = error.what();
+    code = et::Error::InvalidArgument;
   } catch (const std::exception& error) {
-    return fail(stage, error.what(), code);
+    message = error.what();
   } catch (...) {
-    return fail(stage, "unknown C++ exception", code);
+    message = "unknown C++ exception";
   }
+  streams.keep();
+  return fail(stage, message, code);
 }
 
 // Lists every argument the device's delegate would refuse, not only the first.
