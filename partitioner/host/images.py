@@ -26,7 +26,8 @@ def from_image(feature: Feature, given: Any) -> Any:
         )
     if given.mode != mode:
         raise InputError(f"input {feature.name!r}: got an image of mode {given.mode}, expected {mode}")
-    pixels = np.asarray(given, dtype=np.float32)
+    whole = feature.dtype is not None and not feature.dtype.is_float
+    pixels = np.asarray(given, dtype=np.uint8 if whole else np.float32)
     pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
     if feature.color == "BGR":
         pixels = pixels[::-1]

@@ -31,6 +31,8 @@ def patch_coremltools(policy: str | Policy = STORAGE16) -> Iterator[None]:
     Raises:
         PolicyError: The policy is unknown.
         ProgramFormatError: From ``predict`` and ``make_state``: the model is no ML Program.
+        KeyError: From ``predict``, as on macOS: the model has no such input.
+        TypeError: From ``predict``, as on macOS: an image input is given something else, or an image of another mode.
     """
     from coremltools.models import MLModel
     from coremltools.models.model import MLState
@@ -43,9 +45,12 @@ def patch_coremltools(policy: str | Policy = STORAGE16) -> Iterator[None]:
             return originals["predict"](self, data, state)
         host.program(self)
         MLModel._check_predict_data(data)
-        if isinstance(data, list):
-            return [host.predict(self, item, state) for item in data]
-        return host.predict(self, data, state)
+        items = data if isinstance(data, list) else [data]
+        for item in items:
+            # Core ML Tools' own check of names and image modes, with its errors.
+            self._verify_input_dict(item)
+        results = [host.predict(self, item, state) for item in items]
+        return results if isinstance(data, list) else results[0]
 
     def make_state(self: Any) -> Any:
         if _is_core_mls(self):

@@ -244,3 +244,25 @@ def test_sizes_of_images_are_enforced(sizes, allowed, refused):
     for height in refused:
         with pytest.raises(host.InputError, match=r"not in (allowed range|enumerated set)"):
             program.predict({"x": image_module.new("RGB", (5, height))})
+
+
+def test_images_reach_programs_of_whole_numbers_as_such():
+    image_module = pytest.importorskip("PIL.Image")
+
+    class Transposed(torch.nn.Module):
+        def forward(self, x):
+            return x.transpose(-2, -1)
+
+    layout = ct.colorlayout.GRAYSCALE
+    model = ct.convert(
+        torch.jit.trace(Transposed(), torch.zeros(1, 1, 4, 5)),
+        inputs=[ct.ImageType("x", shape=(1, 1, 4, 5), color_layout=layout, grayscale_use_uint8=True)],
+        outputs=[ct.ImageType("y", color_layout=layout)],
+        minimum_deployment_target=ct.target.iOS17,
+        skip_model_load=True,
+    )
+    program = host.load(model)
+    assert program.inputs[0].dtype.name == "uint8"
+    pixels = np.random.default_rng(4).integers(0, 256, (4, 5)).astype(np.uint8)
+    result = program.predict({"x": image_module.fromarray(pixels)})["y"]
+    np.testing.assert_array_equal(np.asarray(result), pixels.T)
