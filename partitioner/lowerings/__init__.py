@@ -10,6 +10,7 @@ from partitioner.lowerings import defaults as defaults
 from partitioner.lowerings import division as division
 from partitioner.lowerings import extrema as extrema
 from partitioner.lowerings import filling as filling
+from partitioner.lowerings import gelu as gelu
 from partitioner.lowerings import logic as logic
 from partitioner.lowerings import matmul as matmul
 from partitioner.lowerings import memory_format as memory_format

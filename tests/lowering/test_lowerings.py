@@ -56,6 +56,7 @@ TAKEN = {
     "where of scalars": (lambda x: x * torch.where(torch.tensor(True), torch.tensor(2), torch.tensor(3.5)), X),
     "lerp by a scalar": (lambda x: torch.lerp(x, x + 1, 0.3), X),
     "hardshrink": (lambda x: F.hardshrink(x), X),
+    "gelu by tanh": (lambda x: F.gelu(3 * x, approximate="tanh"), X),
     "addmm with integer factors": (lambda x: torch.addmm(x[:, :2], x, x.t(), beta=3, alpha=2), X),
     "tile to a new dimension": (lambda x: x.tile(2, 3, 1), X),
     "cosine similarity": (lambda x: F.cosine_similarity(x, x + 1), X),

@@ -1,0 +1,24 @@
+"""GELU by its tanh approximation.
+
+Exported programs ask for it by keyword, and Core ML Tools reads positional arguments alone: it would compute the exact
+form, which is up to 5e-4 away.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+
+from partitioner.lowerings.registry import set_converter
+
+_MODES: Mapping[str, str] = MappingProxyType({"none": "EXACT", "tanh": "TANH_APPROXIMATION"})
+
+
+@set_converter("gelu")
+def _gelu(context: Any, node: Any) -> None:
+    named = (node.kwinputs or {}).get("approximate", ("none",))[0]
+    approximate = node.inputs[1] if len(node.inputs) > 1 else named
+    x = _get_inputs(context, node, min_expected=1)[0]
+    context.add(mb.gelu(x=x, mode=_MODES[approximate], name=node.name))
