@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from partitioner.shared_constants import share_constants
+
 MODEL_DIRECTORY = "model.mlpackage"
 COMPILED_DIRECTORY = "model.mlmodelc"
 METADATA_FILE = "metadata.json"
@@ -27,7 +29,7 @@ def package_files(spec: Any, weights: bytes | None) -> dict[str, bytes]:
     """Lays out an mlpackage.
 
     Args:
-        spec: The ``Model`` protobuf; its build notes are removed in place.
+        spec: The ``Model`` protobuf; its build notes and repeated constants are removed in place.
         weights: The content of the weight file, or None when every constant is inside the spec.
 
     Returns:
@@ -67,6 +69,7 @@ def _canonical_spec(spec: Any) -> bytes:
     spec.description.metadata.ClearField("userDefined")
     if _BUILD_NOTES in spec.mlProgram.attributes:
         del spec.mlProgram.attributes[_BUILD_NOTES]
+    share_constants(spec)
     return spec.SerializeToString(deterministic=True)
 
 

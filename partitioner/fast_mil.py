@@ -149,12 +149,13 @@ def replacements() -> Iterable[tuple[Any, str, Any]]:
 
 
 @contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Pauses the garbage collector: each of its rounds visits the whole process, and a conversion drops little."""
-    enabled = gc.isenabled()
-    gc.disable()
+def without_old_garbage() -> Iterator[None]:
+    """Hides what exists from the garbage collector, each of whose rounds would visit it: the whole process."""
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        gc.unfreeze()

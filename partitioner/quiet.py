@@ -18,7 +18,7 @@ from coremltools.converters.mil.mil.passes import pass_pipeline as _pipeline
 from coremltools.converters.mil.mil.program import Program
 from coremltools.optimize.coreml import _quantization_passes as _compression
 
-from partitioner.fast_mil import replacements, without_garbage_collection
+from partitioner.fast_mil import replacements, without_old_garbage
 
 # (module, name of its progress function)
 _PROGRESS = ((_frontend, "_tqdm"), (_pipeline, "tqdm"), (_compression, "tqdm"))
@@ -85,7 +85,7 @@ def quiet_conversion() -> Iterator[Position]:
         for owner, name, replacement in wanted:
             setattr(owner, name, replacement)
         try:
-            with without_garbage_collection():
+            with without_old_garbage():
                 yield position
         finally:
             for owner, name, original in replaced:
