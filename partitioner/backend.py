@@ -60,7 +60,7 @@ class CoreMLBackend(BackendDetails):
         options = specs.parse(compile_specs)
         model = convert(edge_program, options)
         specs.note(compile_specs, model.notes)
-        return PreprocessResult(processed_bytes=_blob(model, options.model_type))
+        return PreprocessResult(processed_bytes=_blob(model, options.model_type), debug_handle_map=model.handles)
 
     @classmethod
     def preprocess_multimethod(

@@ -4,7 +4,7 @@ import logging
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ from torch.fx import Node
 import partitioner.lowerings  # registers the converters  # noqa: F401
 from partitioner.bisection import first_failing
 from partitioner.compile_specs import LoweringOptions
+from partitioner.debug_handles import HandleMap, debug_handles
 from partitioner.errors import ConversionError, DeploymentTargetError, PartitionerError
 from partitioner.half_precision import Findings, watch
 from partitioner.mil_model import convert_to_spec
@@ -37,11 +38,13 @@ class ConvertedModel:
         spec: The ``Model`` protobuf.
         weights: The content of its weight file, or None when it has none.
         notes: What the conversion did about numbers that float16 cannot hold.
+        handles: Name of an operation -> the debug handle of the program's operation that it comes from.
     """
 
     spec: Any
     weights: bytes | None
     notes: tuple[str, ...] = ()
+    handles: HandleMap = field(default_factory=dict)
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -95,7 +98,7 @@ def _convert_with(
     if options.op_linear_quantizer_config is not None:
         return _convert_and_quantize(path, program, options, pipeline)
     with tempfile.TemporaryDirectory(prefix="weights_", dir=path.parent) as weights:
-        spec = convert_to_spec(
+        spec, handles = convert_to_spec(
             program,
             _inputs(program, options),
             pipeline,
@@ -103,7 +106,7 @@ def _convert_with(
             options.minimum_deployment_target,
             Path(weights),
         )
-        return ConvertedModel(spec, _content(Path(weights)))
+        return ConvertedModel(spec, _content(Path(weights)), handles=handles)
 
 
 def _convert_and_quantize(
@@ -123,7 +126,7 @@ def _convert_and_quantize(
     )
     compressed = _quantize_weights(model, options)
     try:
-        return read_model(compressed)
+        return replace(read_model(compressed), handles=debug_handles(compressed._mil_program))
     finally:
         shutil.rmtree(compressed.package_path, ignore_errors=True)
 

@@ -15,6 +15,8 @@ from coremltools.converters.mil.converter import (
 )
 from torch.export import ExportedProgram
 
+from partitioner.debug_handles import HandleMap, debug_handles
+
 _FIRST_WITH_HALF_ENDS = ct.target.iOS16
 _CASTS = {"common::add_fp16_cast", "common::add_int16_cast"}
 _UNBOUNDED = -1
@@ -27,7 +29,7 @@ def convert_to_spec(
     precision: ct.precision,
     target: ct.target | None,
     weights: Path,
-) -> Any:
+) -> tuple[Any, HandleMap]:
     """Converts a program.
 
     Args:
@@ -39,7 +41,7 @@ def convert_to_spec(
         weights: The folder that gets the weight file.
 
     Returns:
-        The ``Model`` protobuf.
+        The ``Model`` protobuf, and the debug handles of its operations.
 
     Raises:
         Exception: Whatever Core ML Tools raises.
@@ -49,7 +51,7 @@ def convert_to_spec(
     if not half:
         pipeline.remove_passes(_CASTS)
     try:
-        spec, _ = mil_convert_to_proto(
+        spec, mil_program = mil_convert_to_proto(
             program,
             "pytorch",
             "mlprogram",
@@ -68,7 +70,7 @@ def convert_to_spec(
     _check_bounds(spec)
     if target is not None:
         check_deployment_compatibility(spec=spec, representation="mlprogram", deployment_target=target)
-    return spec
+    return spec, debug_handles(mil_program)
 
 
 def _check_bounds(spec: Any) -> None:

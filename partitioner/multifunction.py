@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from partitioner.canonical import package_files
 from partitioner.compile_specs import LoweringOptions, WeightSharing
 from partitioner.convert import ConvertedModel, convert
+from partitioner.debug_handles import HandleMap
 from partitioner.delegate import delegate_blob, write_files
 from partitioner.errors import CompileSpecError, DeploymentTargetError
 from partitioner.quiet import quiet_conversion
@@ -82,6 +83,7 @@ def lower_shared(
     store = NamedDataStore()
     keys = []
     notes: dict[str, list[str]] = {name: [] for name in programs}
+    handles: dict[str, list[HandleMap]] = {name: [] for name in programs}
     for position in range(len(next(iter(programs.values())))):
         models = {
             name: convert(program[position], _at_least_first_target(options[name][position]))
@@ -89,6 +91,7 @@ def lower_shared(
         }
         for name, model in models.items():
             notes[name].extend(model.notes)
+            handles[name].append(model.handles)
         names = {"methods": {name: model.names for name, model in models.items()}}
         model_type = next(iter(options.values()))[position].model_type
         identifier, blob = delegate_blob(_combine(models), names, model_type)
@@ -96,7 +99,10 @@ def lower_shared(
         store.add_named_data(keys[-1], blob)
     data = store.get_named_data_store_output()
     results = {
-        name: [PreprocessResult(processed_bytes=_reference(key, name), data_store_output=data) for key in keys]
+        name: [
+            PreprocessResult(processed_bytes=_reference(key, name), debug_handle_map=known, data_store_output=data)
+            for key, known in zip(keys, handles[name], strict=True)
+        ]
         for name in programs
     }
     return results, notes

@@ -1,0 +1,92 @@
+"""The quantization of each recipe, by `CoreMLQuantizer` or by torchao."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from executorch.export import AOQuantizationConfig, QuantizationRecipe
+from torch import nn
+from torchao.prototype.quantization.codebook_coreml import CodebookWeightOnlyConfig
+from torchao.quantization.granularity import PerAxis, PerGroup
+from torchao.quantization.quant_api import IntxWeightOnlyConfig
+
+from coreml_quantizer import CoreMLQuantizer, presets
+from coreml_recipes.direct import DirectQuantizer
+
+Filter = Callable[[nn.Module, str], bool]
+
+_GROUP = 32
+
+
+def static(config: Any = None) -> QuantizationRecipe:
+    """Weights and activations in 8 bits, calibrated on the example inputs."""
+    return _pt2e(presets.w8a8() if config is None else config)
+
+
+def weight_only(config: Any = None) -> QuantizationRecipe:
+    """Weights in 8 bits for each channel."""
+    return _pt2e(presets.w8() if config is None else config)
+
+
+def channels(bits: int) -> Callable[..., QuantizationRecipe]:
+    """Weights of linear layers in integers, with a scale for each channel."""
+
+    def make(filter_fn: Filter | None = None) -> QuantizationRecipe:
+        config = IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=PerAxis(0))
+        return _torchao(config, filter_fn)
+
+    return make
+
+
+def groups(bits: int) -> Callable[..., QuantizationRecipe]:
+    """Weights of linear layers in integers, with a scale for each group of inputs of a channel."""
+
+    def make(group_size: int = _GROUP, filter_fn: Filter | None = None) -> QuantizationRecipe:
+        config = IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=PerGroup(group_size))
+        return _torchao(config, filter_fn)
+
+    return make
+
+
+def codebook(bits: int, block_size: list[int], filter_fn: Filter | None = None) -> QuantizationRecipe:
+    """Weights of linear layers and embeddings in lookup tables."""
+    config = CodebookWeightOnlyConfig(dtype=getattr(torch, f"uint{bits}"), block_size=block_size)
+    return _torchao(config, _linear_or_embedding if filter_fn is None else filter_fn)
+
+
+def problems(arguments: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the values of arguments that are given."""
+    found = []
+    for name, (fits, allowed) in _VALUES.items():
+        if name in arguments and not fits(arguments[name]):
+            found.append(f"{name}={arguments[name]!r} must be {allowed}")
+    return found
+
+
+def _pt2e(config: Any) -> QuantizationRecipe:
+    return QuantizationRecipe(quantizers=[DirectQuantizer(CoreMLQuantizer(config))])
+
+
+def _torchao(config: Any, filter_fn: Filter | None) -> QuantizationRecipe:
+    return QuantizationRecipe(
+        ao_quantization_configs=[AOQuantizationConfig(ao_base_config=config, filter_fn=filter_fn)]
+    )
+
+
+def _linear_or_embedding(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear | nn.Embedding)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "bits": (lambda value: _is_integer(value) and 1 <= value <= 8, "an integer from 1 to 8"),
+    "group_size": (lambda value: _is_integer(value) and value > 0, "a positive integer"),
+    "block_size": (
+        lambda value: isinstance(value, list) and bool(value) and all(map(_is_integer, value)),
+        "a list with one integer for each dimension, -1 for all of it",
+    ),
+    "filter_fn": (callable, "a function of a module and its name"),
+}
