@@ -33,8 +33,10 @@ def fold_constants(graph_module: GraphModule, keep: Container[Node] = ()) -> Non
     nodes = list(graph_module.graph.nodes)
     constants = find_constants(nodes, find_written_values(nodes))
     folded = [node for node in nodes if node in constants and node not in keep and _is_worth_it(node, constants)]
-    for index, node in enumerate(folded):
-        _store(graph_module, node, f"{_PREFIX}_{index}")
+    # From the end, so that operators that write in place are gone before what they write to is stored.
+    for index, node in reversed(list(enumerate(folded))):
+        if not any(_writes(user) for user in node.users):
+            _store(graph_module, node, f"{_PREFIX}_{index}")
     if folded:
         graph_module.graph.eliminate_dead_code()
 
@@ -48,7 +50,15 @@ def _is_worth_it(node: Node, constants: Container[Node]) -> bool:
 
 def _is_view(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.arguments) and schema.arguments[0].alias_info is not None
+    aliased = schema is not None and bool(schema.arguments) and schema.arguments[0].alias_info is not None
+    return aliased and not _writes(node)
+
+
+def _writes(node: Node) -> bool:
+    """Whether it writes in place, which would change a stored value at every call of the model."""
+    schema = getattr(node.target, "_schema", None)
+    aliases = (argument.alias_info for argument in schema.arguments) if schema is not None else ()
+    return any(alias is not None and alias.is_write for alias in aliases)
 
 
 def _is_random(node: Node) -> bool:
@@ -62,3 +72,5 @@ def _store(graph_module: GraphModule, node: Node, name: str) -> None:
         stored = graph_module.graph.get_attr(name)
     stored.meta = dict(node.meta)
     node.replace_all_uses_with(stored)
+    # It goes even where it writes in place, which elimination of dead code would respect.
+    graph_module.graph.erase_node(node)

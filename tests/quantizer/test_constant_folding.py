@@ -73,3 +73,26 @@ def test_a_small_eps_that_is_added_is_the_stored_one() -> None:
     (added,) = calls(prepare(Root().eval(), IMAGE), aten.add)
     assert added.args[1] == float(torch.tensor(1e-6).half())
     assert added.args[1] != 1e-6
+
+
+def test_values_written_in_place_are_not_stored_to_be_written_again() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.table = nn.Parameter(torch.rand(4, 8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            doubled = torch.sin(self.table).mul_(2)
+            return self.conv(x) + doubled + torch.cos(self.table).add_(x.mean())
+
+    model = InPlace().eval()
+    prepared = prepare(model, IMAGE)
+    assert not calls(prepared, aten.mul_), "what it makes is stored"
+    (written,) = calls(prepared, aten.add_)
+    assert written.args[0].target is aten.cos.default, "it is computed anew at every call"
+    first, second = prepared(*IMAGE), prepared(*IMAGE)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, model(*IMAGE), rtol=0, atol=2**-9)
+    converted = convert_pt2e(prepared)
+    assert not torch.export.export(converted, IMAGE).graph_signature.buffers_to_mutate
