@@ -14,6 +14,7 @@ import coremltools.optimize as cto
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 
 from partitioner.errors import CompileSpecError
+from partitioner.size_ranges import SizeRange
 from partitioner.stock import MULTIMETHOD_WEIGHT_SHARING_STRATEGY, EnumeratedShapes, StockBackend
 
 # The presence of this key tells our backend that our partitioner chose the work. The device ignores unknown keys.
@@ -39,6 +40,7 @@ class LoweringOptions:
         weight_sharing: How the methods of a program share their weights.
         enumerated_shapes: Symbolic input shape -> the shapes that it may take.
         lower_full_graph: Whether Core ML must take the whole program.
+        size_ranges: What the partitioner knows of dynamic sizes; see `partitioner.size_ranges`.
     """
 
     compute_unit: ct.ComputeUnit = ct.ComputeUnit.ALL
@@ -50,6 +52,7 @@ class LoweringOptions:
     weight_sharing: WeightSharing = WeightSharing.POSITIONAL
     enumerated_shapes: EnumeratedShapes | None = None
     lower_full_graph: bool = False
+    size_ranges: tuple[SizeRange, ...] = ()
 
 
 class NotedSpecs(list[CompileSpec]):
@@ -162,6 +165,14 @@ _FIELDS: dict[str, _Field] = {
         EnumeratedShapes.from_json,
         "the argument of CoreMLBackend.generate_enumerated_shapes_compile_spec",
         "what CoreMLBackend.generate_enumerated_shapes_compile_spec writes",
+    ),
+    "size_ranges": _Field(
+        "size_ranges",
+        (tuple,),
+        json.dumps,
+        lambda text: tuple(map(tuple, json.loads(text))),
+        "a tuple of (symbol, lower bound, upper bound)",
+        "a JSON list of lists of a symbol and its bounds",
     ),
 }
 _NAMES_BY_KEY = {field.key: name for name, field in _FIELDS.items()}

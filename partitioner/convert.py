@@ -23,6 +23,7 @@ from partitioner.mil_model import convert_to_spec
 from partitioner.nodes import op_name, source_line
 from partitioner.pipelines import complete, default_pipeline
 from partitioner.quiet import Position, quiet_conversion
+from partitioner.size_ranges import with_size_ranges
 from partitioner.stock import enumerated_inputs
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def convert(program: ExportedProgram, options: LoweringOptions) -> ConvertedMode
 
 
 def _convert_into(path: Path, program: ExportedProgram, options: LoweringOptions) -> ConvertedModel:
+    program = with_size_ranges(program, options.size_ranges)
     pipeline = complete(options.pass_pipeline or default_pipeline())
     findings = watch(pipeline) if options.compute_precision == ct.precision.FLOAT16 else Findings()
     model = _convert_with(pipeline, path, program, options)

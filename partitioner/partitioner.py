@@ -16,13 +16,14 @@ from torch.fx import Node
 
 from partitioner.arguments import check_together, check_types
 from partitioner.backend import CoreMLBackend
-from partitioner.compile_specs import NotedSpecs, parse, with_mark
+from partitioner.compile_specs import NotedSpecs, parse, with_mark, write_option
 from partitioner.errors import UnsupportedOpError
 from partitioner.functional import functional
 from partitioner.groups import Decisions, Groups, group
 from partitioner.nodes import constant_values
 from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
+from partitioner.size_ranges import SizeRange, merged, size_ranges
 from partitioner.storage_notes import storage_notes
 from partitioner.support import Rejection, decide, refusal, rejections
 from partitioner.trials import FAILS, failures
@@ -87,6 +88,7 @@ class CoreMLPartitioner(Partitioner):
         self.rejections: tuple[Rejection, ...] = ()
         self._reports: tuple[LoweringReport, ...] = ()
         self._notes: tuple[list[str], ...] = ()
+        self._size_ranges: tuple[SizeRange, ...] = ()
         self._constants: dict[str, torch.Tensor] = {}
         options = parse(self.compile_specs)
         check_together(
@@ -120,10 +122,13 @@ class CoreMLPartitioner(Partitioner):
             DeploymentTargetError: The program needs a newer deployment target than the given one.
             UnsupportedOpError: The program quantizes dynamically.
         """
+        finished = bool(self._reports)  # what is known is of an earlier lowering, not of another method
         self.rejections = ()
         self._reports = ()
         self._notes = ()
         self._target_for(exported_program)
+        known = () if finished else self._size_ranges
+        self._size_ranges = merged((*known, *size_ranges(exported_program)))
         return functional(exported_program)
 
     def ops_to_not_decompose(
@@ -205,7 +210,8 @@ class CoreMLPartitioner(Partitioner):
         return self._marked_specs(self._target_for(program))
 
     def _marked_specs(self, target: ct.target | None) -> list[CompileSpec]:
-        marked = with_mark(self.compile_specs, target, full_graph=self.lower_full_graph)
+        ranges = [write_option("size_ranges", self._size_ranges)] if self._size_ranges else []
+        marked = with_mark([*self.compile_specs, *ranges], target, full_graph=self.lower_full_graph)
         return NotedSpecs(marked, self._notes[-1] if self._notes else [])
 
     @property
@@ -216,7 +222,8 @@ class CoreMLPartitioner(Partitioner):
     def _group(self, program: ExportedProgram, decisions: Decisions) -> Groups:
         options = parse(self.specs_for(program))
         tried = None if self.on_error == "raise" else partial(failures, program, options, self._constants)
-        return group(program, decisions, tried, delegate_islands=self.delegate_islands)
+        # What a user separates by name is not judged.
+        return group(program, decisions, tried, delegate_islands=self.delegate_islands or bool(self.skipped))
 
     def _target_for(self, program: ExportedProgram) -> ct.target | None:
         refuse_dynamic_quantization(program)

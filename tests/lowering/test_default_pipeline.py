@@ -1,0 +1,60 @@
+"""What a lowering makes of an architecture is what the default passes of Core ML Tools make of it, in less time."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import pytest
+import torch
+from sweep.entry import build
+from sweep.table import ARCHITECTURES
+
+from partitioner import backend, host, lower, quiet
+from partitioner.convert import convert
+
+
+def operations(spec: Any) -> Counter[str]:
+    """How often each MIL operation occurs, constants left out."""
+    (function,) = spec.mlProgram.functions.values()
+    (block,) = function.block_specializations.values()
+    return Counter(operation.type for operation in block.operations if operation.type != "const")
+
+
+def by_default(program: torch.export.ExportedProgram, target: ct.target | None, folder: Path) -> Any:
+    """The model that Core ML Tools makes with its own passes and its own bookkeeping."""
+    with quiet.quiet_conversion():
+        return ct.convert(
+            program,
+            pass_pipeline=ct.PassPipeline.DEFAULT,
+            minimum_deployment_target=target,
+            package_dir=str(folder / "model.mlpackage"),
+            skip_model_load=True,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    converted = []
+
+    def kept(program: Any, options: Any) -> Any:
+        model = convert(program, options)
+        converted.append((program, options, model))
+        return model
+
+    monkeypatch.setattr(backend, "convert", kept)
+    model, inputs = build(ARCHITECTURES[name])
+    lowered = lower(torch.export.export(model, inputs))
+    assert converted
+    monkeypatch.setattr(quiet, "replacements", lambda: ())
+    for program, options, ours in converted:
+        theirs = by_default(program, options.minimum_deployment_target, tmp_path)
+        assert operations(ours.spec) == operations(theirs.get_spec())
+    if lowered.direct:
+        description = theirs.get_spec().description
+        values = {feature.name: value.numpy() for feature, value in zip(description.input, inputs, strict=True)}
+        expected = host.load(theirs, policy="float32").predict(values)
+        results = host.run(lowered.buffer, *inputs, policy="float32")
+        for feature, result in zip(description.output, results, strict=True):
+            torch.testing.assert_close(result, torch.from_numpy(expected[feature.name]), rtol=0, atol=0)
