@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class PaletteFakeQuantize(FakeQuantizer):
     """
 
     INTERVAL = 50
+    RESIZED: ClassVar[tuple[str, ...]] = ("tables",)
 
     def __init__(self, observer: PaletteObserver) -> None:
         super().__init__(observer.spec)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,10 +36,15 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
         scale: float32, shape `(1,)` or `(channels,)`.
         zero_point: int32, same shape.
         tensor_name: Graph name of the tensor, for messages.
+        description: `describe()` in UTF-8, by which checkpoints of another configuration are recognized.
+        RESIZED: Buffers whose shape is known from the first batch on.
     """
+
+    RESIZED: ClassVar[tuple[str, ...]] = ("scale", "zero_point")
 
     scale: Tensor
     zero_point: Tensor
+    description: Tensor
     observer_enabled: Tensor
     fake_quant_enabled: Tensor
 
@@ -50,6 +55,7 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
         self.ch_axis = spec.granularity.axis if isinstance(spec.granularity, PerChannel) else -1
         self.quant_min, self.quant_max = spec.storage.quant_min, spec.storage.quant_max
         self.tensor_name = "a tensor"
+        self.register_buffer("description", torch.tensor(list(self.describe().encode()), dtype=torch.uint8))
         self.observes = self.quantizes = True
         self.leads = False
         self.known = True
@@ -89,6 +95,39 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
     def switches(self) -> Mapping[str, str]:
         names = {"observer_enabled": "observes", "fake_quant_enabled": "quantizes", **super().switches()}
         return MappingProxyType(names)
+
+    def describe(self) -> str:
+        """Returns what the state of this quantizer is of."""
+        spec = self.spec
+        return f"{type(self).__name__} {spec.storage.name} {spec.scheme.value} {spec.granularity}"
+
+    def mismatch(self, saved: Tensor | None) -> str | None:
+        """Returns how the `description` of a checkpoint differs, or None."""
+        if saved is None or torch.equal(saved.cpu(), self.description.cpu()):
+            return None
+        return f"'{self.tensor_name}' was {bytes(saved.tolist()).decode()} and is {self.describe()} now"
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        problem = self.mismatch(state_dict.get(prefix + "description"))
+        if problem is not None:
+            error_msgs.append(f"{problem}. Prepare the model with the configuration of the checkpoint.")
+            return
+        for name in self.RESIZED:
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def sibling(self, observes: bool) -> "Follower":
         """Returns a quantizer to the same grid, for another tensor of the sharing group.
@@ -264,14 +303,6 @@ class FakeQuantize(FakeQuantizer):
             )
         self.check()
         return self.scale, self.zero_point.to(torch.int64)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accepts grids of another shape: before the first batch nothing is known of channels."""
-        for name in ("scale", "zero_point"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class FixedFakeQuantize(FakeQuantizer):

@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 from torch.testing import assert_close
 
 from coreml_quantizer import CoreMLQuantizer
+from coreml_quantizer.qat.fake_quantize import FakeQuantize
 
 from .networks import IMAGE, batches, everything, loss_of
 from .test_prepare_qat import CONFIGS, prepared_for
@@ -45,6 +46,19 @@ def step(model: nn.Module, quantizer: CoreMLQuantizer, prepared: GraphModule, ba
     return output.detach()
 
 
+def largest_error(reference: GraphModule, output: Tensor) -> float:
+    """One step of the output's grid, which another order of float32 additions can cost, or 2 % where it is fine."""
+    last = quantizer_of_output(reference)
+    spread = (output.max() - output.min()).item()
+    return max(0.02 * spread, 1.01 * last.calculate_qparams()[0].item() if last.quantizes and last.known else 0.0)
+
+
+def quantizer_of_output(prepared: GraphModule) -> FakeQuantize:
+    calls = [node for node in prepared.graph.nodes if node.op == "call_module"]
+    modules = [prepared.get_submodule(str(call.target)) for call in calls]
+    return [module for module in modules if isinstance(module, FakeQuantize)][-1]
+
+
 def assert_steps_are_alike(config: object, make: Callable[[], nn.Module], backend: str) -> None:
     """Compares each of some steps, from the same state: what a rounding boundary magnifies does not add up."""
     prepared, quantizer = prepared_for(config, make())
@@ -56,8 +70,7 @@ def assert_steps_are_alike(config: object, make: Callable[[], nn.Module], backen
             step(compiled, quantizer, prepared, batch),
             step(reference, reference_quantizer, reference, batch),
         )
-        spread = (expected.max() - expected.min()).item()
-        assert (found - expected).abs().max() <= 0.02 * spread
+        assert (found - expected).abs().max() <= largest_error(reference, expected)
         ours, theirs = prepared.state_dict(), reference.state_dict()
         for name, value in theirs.items():
             assert_close(
@@ -92,7 +105,7 @@ def test_training_on_a_gpu_is_training_on_a_cpu(name: str) -> None:
         prepared.load_state_dict(reference.state_dict())
         found = step(prepared, quantizer, prepared, batch.cuda()).cpu()
         expected = step(reference, reference_quantizer, reference, batch)
-        assert (found - expected).abs().max() <= 0.02 * (expected.max() - expected.min())
+        assert (found - expected).abs().max() <= largest_error(reference, expected)
 
 
 @needs_gpu
@@ -121,4 +134,4 @@ def test_compiled_training_on_a_gpu_is_eager_training() -> None:
         prepared.load_state_dict(reference.state_dict())
         found = step(compiled, quantizer, prepared, batch.cuda())
         expected = step(reference, reference_quantizer, reference, batch.cuda())
-        assert (found - expected).abs().max() <= 0.02 * (expected.max() - expected.min())
+        assert (found - expected).abs().max() <= largest_error(reference, expected)
