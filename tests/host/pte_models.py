@@ -119,6 +119,15 @@ def two_methods() -> Case:
 
 
 @cache
+def shared_methods() -> Case:
+    """Methods that refer to functions of one model in the program's named data."""
+    torch.manual_seed(9)
+    layer = nn.Linear(5, 5)
+    models = {"plain": layer, "activated": nn.Sequential(layer, nn.ReLU())}
+    return _lower(models, (torch.randn(3, 5),), target="iOS18")
+
+
+@cache
 def scalar_output() -> Case:
     torch.manual_seed(4)
     return _lower({"forward": Scalar()}, (torch.randn(3, 3),))

@@ -74,6 +74,12 @@ def test_blobs_are_those_that_executorch_finds(build):
         assert "metadata.json" in read_blob(blob)
 
 
+def test_methods_that_share_a_model_refer_to_named_data():
+    blobs = list(delegate_blobs(programs.shared_methods().pte))
+    assert [bytes(blob[:4]) for blob, _ in blobs] == [b"CMJR"] * 2
+    assert len({key for _, named_data in blobs for key in named_data}) == 1
+
+
 def test_methods_state_what_they_take_and_return():
     method = read_pte(programs.two_outputs().pte).methods["forward"]
     assert [spec.shape for spec in method.inputs] == [(2, 8), (2, 4)]

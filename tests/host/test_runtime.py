@@ -20,6 +20,7 @@ CASES = [
     programs.split,
     programs.portable_convolution,
     programs.two_methods,
+    programs.shared_methods,
     programs.scalar_output,
     programs.dynamic,
     programs.integers,
