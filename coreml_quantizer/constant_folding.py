@@ -37,8 +37,7 @@ def fold_constants(graph_module: GraphModule, keep: Container[Node] = ()) -> Non
     for index, node in reversed(list(enumerate(folded))):
         if not any(_writes(user) for user in node.users):
             _store(graph_module, node, f"{_PREFIX}_{index}")
-    if folded:
-        graph_module.graph.eliminate_dead_code()
+            _erase_unread(node, keep)
 
 
 def _is_worth_it(node: Node, constants: Container[Node]) -> bool:
@@ -72,5 +71,17 @@ def _store(graph_module: GraphModule, node: Node, name: str) -> None:
         stored = graph_module.graph.get_attr(name)
     stored.meta = dict(node.meta)
     node.replace_all_uses_with(stored)
-    # It goes even where it writes in place, which elimination of dead code would respect.
-    graph_module.graph.erase_node(node)
+
+
+def _erase_unread(node: Node, keep: Container[Node]) -> None:
+    """Removes what nothing reads any more of the computation of a constant.
+
+    Elimination of dead code would respect what writes in place, and would take parts of the model that the output never
+    needed, whose weights have observers.
+    """
+    waiting = [node]
+    while waiting:
+        unread = waiting.pop()
+        if not unread.users and unread not in keep and not unread._erased:
+            waiting += unread.all_input_nodes
+            unread.graph.erase_node(unread)

@@ -96,3 +96,23 @@ def test_values_written_in_place_are_not_stored_to_be_written_again() -> None:
     torch.testing.assert_close(first, model(*IMAGE), rtol=0, atol=2**-9)
     converted = convert_pt2e(prepared)
     assert not torch.export.export(converted, IMAGE).graph_signature.buffers_to_mutate
+
+
+def test_a_part_that_the_output_never_needs_is_no_obstacle() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.probe = nn.Parameter(torch.rand(1, 4))
+            self.weights = nn.Parameter(torch.rand(8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            query, key = self.weights.split(4)
+            scores = nn.functional.linear(self.probe, query) @ nn.functional.linear(y.mean((2, 3)), key).t()
+            torch.softmax(scores, -1)
+            return y
+
+    prepared = prepare(Pooled().eval(), IMAGE)
+    prepared(*IMAGE)
+    assert calls(convert_pt2e(prepared), QDQ.dequantize_per_channel)
