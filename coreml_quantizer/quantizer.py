@@ -60,8 +60,12 @@ class CoreMLQuantizer(Quantizer):
         self._training: Trainee | None = None
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Inlines gradient modes and rewrites lone batch norms, in place; torchao calls it before `annotate`."""
+        """Drops what no output needs, inlines gradient modes and rewrites lone batch norms, in place.
+
+        torchao calls it before `annotate`.
+        """
         inline_contexts(model)
+        model.graph.eliminate_dead_code()
         rewrite_lone_batch_norms(model)
         return model
 

@@ -116,3 +116,27 @@ def test_a_part_that_the_output_never_needs_is_no_obstacle() -> None:
     prepared = prepare(Pooled().eval(), IMAGE)
     prepared(*IMAGE)
     assert calls(convert_pt2e(prepared), QDQ.dequantize_per_channel)
+
+
+def test_what_no_output_needs_is_dropped_with_its_constants() -> None:
+    """Exported programs keep an attention whose result nobody reads; with a constant query, part of it is folded."""
+
+    class Unread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.Linear(4, 4)
+            self.attention = nn.MultiheadAttention(4, 1, batch_first=True)
+            self.query = nn.Parameter(torch.ones(1, 1, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.read(x)
+            self.attention(self.query, y, y)
+            return y
+
+    inputs = (torch.linspace(-1, 1, 12).reshape(1, 3, 4),)
+    model = Unread().eval()
+    assert len(calls(torch.export.export(model, inputs).module(), aten.linear)) == 4
+    prepared = prepare(model, inputs)
+    prepared(*inputs)
+    assert len(calls(prepared, aten.linear)) == 1
+    assert len(calls(convert_pt2e(prepared), QDQ.dequantize_per_channel)) == 1
