@@ -19,7 +19,7 @@ def size_ranges(program: ExportedProgram) -> tuple[SizeRange, ...]:
     return tuple(
         (str(symbol), int(bounds.lower), int(bounds.upper))
         for symbol, bounds in program.range_constraints.items()
-        if bounds.is_int and bounds.lower.is_finite and bounds.upper.is_finite
+        if bounds.is_int and bounds.lower.is_Integer and bounds.upper.is_Integer
     )
 
 
@@ -38,7 +38,7 @@ def with_size_ranges(program: ExportedProgram, ranges: Sequence[SizeRange]) -> E
         symbol: ValueRanges(lower_bounds[str(symbol), int(bounds.upper)], bounds.upper)
         for symbol, bounds in program.range_constraints.items()
         if bounds.is_int
-        and bounds.upper.is_finite
+        and bounds.upper.is_Integer  # torch's infinity of integers calls itself finite
         and lower_bounds.get((str(symbol), int(bounds.upper)), bounds.lower) < bounds.lower
     }
     if not widened:

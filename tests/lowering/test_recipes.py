@@ -35,7 +35,7 @@ RECIPES = {
     "w8 block": (CoreMLRecipeType.TORCHAO_INT8_WEIGHT_ONLY_PER_GROUP, {}, 35, 8),
     "lookup tables": (CoreMLRecipeType.CODEBOOK_WEIGHT_ONLY, {"bits": 4, "block_size": [-1, 16]}, 15, 4),
 }
-DEFAULT = ("fp16", "w8a8", "w4 block", "lookup tables")
+DEFAULT = ("w8a8", "lookup tables")
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ WRONG = [
     (CoreMLRecipeType.FP16, {"group_size": 32}, "unknown argument 'group_size'"),
     (CoreMLRecipeType.FP16, {"compute_precision": ct.precision.FLOAT32}, "its arguments are minimum_deployment_target"),
     (CoreMLRecipeType.CODEBOOK_WEIGHT_ONLY, {}, "'bits' is missing; argument 'block_size' is missing"),
-    (CoreMLRecipeType.CODEBOOK_WEIGHT_ONLY, {"bits": 9, "block_size": 16}, "bits=9 must be an integer from 1 to 8"),
+    (CoreMLRecipeType.CODEBOOK_WEIGHT_ONLY, {"bits": 9, "block_size": 16}, "bits=9 must be between 1 and 8"),
     (CoreMLRecipeType.CODEBOOK_WEIGHT_ONLY, {"bits": 4, "block_size": 16}, "block_size=16 must be a list"),
-    (CoreMLRecipeType.TORCHAO_INT4_WEIGHT_ONLY_PER_GROUP, {"group_size": 0}, "group_size=0 must be a positive"),
+    (CoreMLRecipeType.TORCHAO_INT4_WEIGHT_ONLY_PER_GROUP, {"group_size": 0}, "group_size=0 must be positive"),
     (CoreMLRecipeType.FP16, {"minimum_deployment_target": "iOS17"}, "cannot be stored; allowed: None, ct.target.iOS13"),
 ]
 
