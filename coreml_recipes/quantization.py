@@ -55,11 +55,13 @@ def codebook(bits: int, block_size: list[int], filter_fn: Filter | None = None) 
 
 
 def problems(arguments: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the values of arguments that are given."""
+    """What is wrong with the values of arguments that are given: of each, the first thing."""
     found = []
-    for name, (fits, allowed) in _VALUES.items():
-        if name in arguments and not fits(arguments[name]):
-            found.append(f"{name}={arguments[name]!r} must be {allowed}")
+    for name, rules in _VALUES.items():
+        broken = (allowed for fits, allowed in rules if name in arguments and not fits(arguments[name]))
+        first = next(broken, None)
+        if first is not None:
+            found.append(f"{name}={arguments[name]!r} must be {first}")
     return found
 
 
@@ -81,12 +83,16 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "bits": (lambda value: _is_integer(value) and 1 <= value <= 8, "an integer from 1 to 8"),
-    "group_size": (lambda value: _is_integer(value) and value > 0, "a positive integer"),
+_Rule = tuple[Callable[[Any], bool], str]
+
+_VALUES: dict[str, tuple[_Rule, ...]] = {
+    "bits": ((_is_integer, "an integer"), (lambda value: 1 <= value <= 8, "between 1 and 8")),
+    "group_size": ((_is_integer, "an integer"), (lambda value: value > 0, "positive")),
     "block_size": (
-        lambda value: isinstance(value, list) and bool(value) and all(map(_is_integer, value)),
-        "a list with one integer for each dimension, -1 for all of it",
+        (
+            lambda value: isinstance(value, list) and bool(value) and all(map(_is_integer, value)),
+            "a list with one integer for each dimension, -1 for all of it",
+        ),
     ),
-    "filter_fn": (callable, "a function of a module and its name"),
+    "filter_fn": ((callable, "a function of a module and its name"),),
 }

@@ -2,7 +2,7 @@
 
     python tests/lowering/stock_suite.py [arguments of pytest]
 
-Only the imports of the partitioner and the backend are changed. Two tests are left out because ours differ on purpose
+Only the imports of the partitioner and the backend are changed. Three tests are left out because ours differ on purpose
 (`DIFFERENT`), and without torchvision the one that downloads its weights.
 """
 
@@ -20,18 +20,22 @@ FILES = (
     "test_enumerated_shapes.py",
     "test_coreml_multifunction.py",
     "test_torch_ops.py",
+    "test_coreml_recipes.py",
 )
 OURS = {
     "CoreMLPartitioner": "from partitioner import CoreMLPartitioner",
     "CoreMLBackend": "from partitioner import CoreMLBackend",
+    "CoreMLRecipeProvider": "from coreml_recipes import CoreMLRecipeProvider",
+    "CoreMLRecipeType": "from coreml_recipes import CoreMLRecipeType",
     "MULTIMETHOD_WEIGHT_SHARING_STRATEGY": (
         "from partitioner.compile_specs import WeightSharing as MULTIMETHOD_WEIGHT_SHARING_STRATEGY"
     ),
 }
-REPLACED = ("executorch.backends.apple.coreml.compiler", "executorch.backends.apple.coreml.partition")
+REPLACED = tuple(f"executorch.backends.apple.coreml.{part}" for part in ("compiler", "partition", "recipes"))
 NEEDS_TORCHVISION = "test_vit_skip_conv"
 DIFFERENT = {
     "test_argmax_argmin_dim_none_is_skipped": "we lower them",
+    "test_minimum_deployment_target_validation": "ours asks for what the program needs, which is often less",
     "test_deprecation_warning_for_to_backend_workflow": "reads the log of the stock's module",
 }
 
