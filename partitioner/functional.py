@@ -7,7 +7,7 @@ by one, and only a program with anything else is traced.
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -100,10 +100,16 @@ def _reshaped(node: Node) -> _Replacement:
 
 def _converted(node: Node) -> _Replacement | None:
     """``to`` in all its forms."""
+    if {torch.channels_last, torch.channels_last_3d} & {*_formats(node.args), *_formats(node.kwargs.values())}:
+        raise _NotObviousError
     dtype = _value(node).dtype
     if dtype == _value(node.args[0]).dtype:
         return None
     return _ATEN._to_copy.default, (), {"dtype": dtype}
+
+
+def _formats(values: Iterable[Any]) -> Iterator[torch.memory_format]:
+    return (value for value in values if isinstance(value, torch.memory_format))
 
 
 def _dropped(node: Node) -> None:
