@@ -1,5 +1,6 @@
 """What a lowering makes of an architecture is what the default passes of Core ML Tools make of it, in less time."""
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import coremltools as ct
 import pytest
 import torch
+from models import signal_to_noise
 from sweep.entry import build
 from sweep.table import ARCHITECTURES
 
@@ -28,7 +30,7 @@ def by_default(program: torch.export.ExportedProgram, target: ct.target | None, 
             program,
             pass_pipeline=ct.PassPipeline.DEFAULT,
             minimum_deployment_target=target,
-            package_dir=str(folder / "model.mlpackage"),
+            package_dir=str(Path(tempfile.mkdtemp(dir=folder)) / "model.mlpackage"),
             skip_model_load=True,
         )
 
@@ -50,11 +52,20 @@ def test_every_architecture(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(quiet, "replacements", lambda: ())
     for program, options, ours in converted:
         theirs = by_default(program, options.minimum_deployment_target, tmp_path)
-        assert operations(ours.spec) == operations(theirs.get_spec())
+        # What float16 cannot hold is kept in float32 on purpose, which takes casts.
+        ignored = {"cast"} if ours.notes else set()
+        found, expected = (operations(spec) for spec in (ours.spec, theirs.get_spec()))
+        assert {kind: found[kind] for kind in found.keys() - ignored} == {
+            kind: expected[kind] for kind in expected.keys() - ignored
+        }
     if lowered.direct:
         description = theirs.get_spec().description
         values = {feature.name: value.numpy() for feature, value in zip(description.input, inputs, strict=True)}
-        expected = host.load(theirs, policy="float32").predict(values)
+        named = host.load(theirs, policy="float32").predict(values)
         results = host.run(lowered.buffer, *inputs, policy="float32")
-        for feature, result in zip(description.output, results, strict=True):
-            torch.testing.assert_close(result, torch.from_numpy(expected[feature.name]), rtol=0, atol=0)
+        for feature, result, exact in zip(description.output, results, model(*inputs), strict=True):
+            reference = torch.from_numpy(named[feature.name])
+            if ours.notes:
+                assert signal_to_noise(exact, result) >= signal_to_noise(exact, reference) - 1
+            else:
+                torch.testing.assert_close(result, reference, rtol=0, atol=0)
