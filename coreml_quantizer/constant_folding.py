@@ -35,7 +35,7 @@ def fold_constants(graph_module: GraphModule, keep: Container[Node] = ()) -> Non
     folded = [node for node in nodes if node in constants and node not in keep and _is_worth_it(node, constants)]
     # From the end, so that operators that write in place are gone before what they write to is stored.
     for index, node in reversed(list(enumerate(folded))):
-        if not any(_writes(user) for user in node.users):
+        if node.users and not any(_writes(user) for user in node.users):
             _store(graph_module, node, f"{_PREFIX}_{index}")
             _erase_unread(node, keep)
 

@@ -140,3 +140,19 @@ def test_what_no_output_needs_is_dropped_with_its_constants() -> None:
     prepared(*inputs)
     assert len(calls(prepared, aten.linear)) == 1
     assert len(calls(convert_pt2e(prepared), QDQ.dequantize_per_channel)) == 1
+
+
+def test_a_result_that_only_a_stored_one_read_is_not_stored_itself() -> None:
+    class Bias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.table = nn.Embedding(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + self.table(torch.arange(8)).t().mul(0.5)
+
+    prepared = prepare(Bias().eval(), IMAGE)
+    stored = [name for name, _ in prepared.named_buffers() if name.startswith("_folded_constant")]
+    assert len(stored) == 1
+    assert not calls(prepared, aten.embedding)
