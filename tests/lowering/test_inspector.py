@@ -58,6 +58,7 @@ def test_events_know_their_operations_and_how_far_they_are_from_the_model(tmp_pa
 
 @pytest.mark.slow
 def test_results_of_half_precision_are_compared_and_casts_on_the_way_are_not(tmp_path: Path) -> None:
+    host.enable()
     gaps = record_and_dump(tmp_path, ct.precision.FLOAT16).calculate_numeric_gap("MSE")
     assert list(gaps["aot_ops"]) == [["linear"], ["gelu"], ["linear_1"], ["softmax"]]
     # Rounding to 11 bits of values around 1.
