@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import coreml_quantizer
+import coreml_recipes
 import partitioner
 from partitioner import host
 
@@ -34,11 +35,13 @@ def within(module: str, packages: tuple[str, ...]) -> bool:
 
 
 def test_the_quantizer_imports_nothing_of_lowering() -> None:
-    assert not [found for found in imports(QUANTIZER) if within(found[1], ("partitioner", "executorch"))]
+    assert not [
+        found for found in imports(QUANTIZER) if within(found[1], ("partitioner", "coreml_recipes", "executorch"))
+    ]
 
 
 def test_lowering_imports_nothing_of_the_quantizer() -> None:
-    assert not [found for found in imports(LOWERING) if within(found[1], ("coreml_quantizer",))]
+    assert not [found for found in imports(LOWERING) if within(found[1], ("coreml_quantizer", "coreml_recipes"))]
 
 
 def test_the_host_imports_nothing_of_lowering() -> None:
@@ -47,7 +50,9 @@ def test_the_host_imports_nothing_of_lowering() -> None:
     assert not [found for found in ours if not within(found[1], HOST_MAY_IMPORT) and found[1] != "partitioner.host"]
 
 
-@pytest.mark.parametrize("package", [coreml_quantizer, partitioner, host], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "package", [coreml_quantizer, coreml_recipes, partitioner, host], ids=lambda module: module.__name__
+)
 def test_declared_names_exist(package: object) -> None:
     names = package.__all__  # type: ignore[attr-defined]
     assert sorted(set(names)) == sorted(names)
