@@ -9,7 +9,7 @@ Every tensor carries a bound on its error, element by element, and each operator
 - Sums, averages, views and pools take the bounds as they take values; a maximum of values differs by at most the
   maximum of the bounds.
 - An activation multiplies by its Lipschitz constant.
-- Softmax: scores that are off by E change a probability by a factor of at most exp(2 E).
+- Softmax: scores that are off by E change a probability by a factor of at most exp(2 E), and by 1 at most.
 
 `Rounding` bounds instead what float32 rounding can do: it carries tiny errors, and where such an error reaches across a
 rounding boundary of a quantizer, the whole step.
@@ -100,7 +100,8 @@ class ErrorBounds(Interpreter):
         if packet is aten.softmax:
             value = target(*_values(args), **kwargs)
             worst = args[0].error.amax(args[1], keepdim=True) + FLOAT_ROUNDING
-            return Bounded(value, value * torch.expm1(2 * worst))
+            factor = torch.expm1(2 * worst)
+            return Bounded(value, torch.where(factor.isfinite(), value * factor, 1.0).clamp(max=1.0))
         if packet in LINEAR:
             return _paired(target(*_values(args), **kwargs), target(*_only_errors(args), **kwargs))
         if target is operator.getitem:
