@@ -65,7 +65,8 @@ def test_every_architecture(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path
         results = host.run(lowered.buffer, *inputs, policy="float32")
         for feature, result, exact in zip(description.output, results, model(*inputs), strict=True):
             reference = torch.from_numpy(named[feature.name])
-            if ours.notes:
-                assert signal_to_noise(exact, result) >= signal_to_noise(exact, reference) - 1
+            if ours.notes:  # by default, a mask that overflows may leave nothing but NaN
+                theirs_exact = signal_to_noise(exact, reference.nan_to_num())
+                assert signal_to_noise(exact, result) >= theirs_exact - 1
             else:
                 torch.testing.assert_close(result, reference, rtol=0, atol=0)
