@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from coreml_quantizer.config.policy import QuantizationPolicy
-from coreml_quantizer.decisions import keep_decisions
+from coreml_quantizer.decisions import keep_decisions, name_entries
 from coreml_quantizer.errors import QuantizerWarning
 from coreml_quantizer.fusion import Fusions
 from coreml_quantizer.garbage import without_collection
@@ -76,7 +76,9 @@ class _Annotator:
                 if reason is not None:
                     self._ledger.reasons[node] = reason
         self._places.annotate(self._nodes)
-        keep_decisions(graph_module, list(record(self._nodes, self._ledger, self._places)))
+        recorded = list(record(self._nodes, self._ledger, self._places))
+        keep_decisions(graph_module, recorded)
+        name_entries((node for node in self._nodes if node.op == "call_function"), recorded)
         for nested, decisions in record_nested(graph_module):
             keep_decisions(nested, decisions)
         _warn_of_doubles(self._nodes, self._rules)

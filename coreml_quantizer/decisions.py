@@ -1,14 +1,17 @@
 """What was decided about every operator of a graph, by which rule and entry of the configuration, and why."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from coreml_quantizer.errors import QuantizerError
 
 Outcome = Literal["quantized", "shared", "fixed", "float"]
+
+ENTRY_KEY = "quantization_entry"
+"""Key of ``node.meta["custom"]``, which `partitioner` reads."""
 
 _KEY = "coreml_quantizer_decisions"
 
@@ -46,6 +49,20 @@ class Decision:
 def keep_decisions(graph_module: GraphModule, decisions: Sequence[Decision]) -> None:
     """Keeps decisions with the graph they are about; preparing and converting carry them along."""
     graph_module.meta[_KEY] = tuple(decisions)
+
+
+def name_entries(nodes: Iterable[Node], decisions: Iterable[Decision]) -> None:
+    """Leaves the entry that asks for an operator's quantization in its node's ``custom`` metadata.
+
+    Unlike the record, that survives `torch.export.export`: whatever lowers the program can say which entry to change.
+
+    Args:
+        nodes: The calls that `decisions` are about, in the same order.
+        decisions: One for each.
+    """
+    for node, decision in zip(nodes, decisions, strict=True):
+        if decision.entry is not None and decision.outcome != "float":
+            node.meta["custom"] = {**(node.meta.get("custom") or {}), ENTRY_KEY: decision.entry}
 
 
 def decisions_of(graph_module: GraphModule) -> tuple[Decision, ...]:
