@@ -102,7 +102,9 @@ def _absorbs(layer: Node, batch_norm: HiddenBatchNorm) -> bool:
     position = _GROUPS.get(layer.target)
     grouped = position is not None and len(layer.args) > position and layer.args[position] != 1
     has_statistics = isinstance(batch_norm.args[3], Node) and isinstance(batch_norm.args[4], Node)
-    return layer.target in FOLDING and len(layer.users) == 1 and has_statistics and not grouped
+    # A linear layer has its channels on the last axis, a batch norm on axis 1.
+    misaligned = layer.target is torch.ops.aten.linear.default and layer.meta["val"].ndim > 2
+    return layer.target in FOLDING and len(layer.users) == 1 and has_statistics and not grouped and not misaligned
 
 
 def _weight_edge(layer: Node) -> Edge:

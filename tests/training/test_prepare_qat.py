@@ -134,6 +134,29 @@ def test_modes_switch_dropout_and_batch_norm() -> None:
     assert not torch.equal(before, prepared.get_buffer("lone.running_mean"))
 
 
+@pytest.mark.parametrize("length", [5, 6])
+def test_a_batch_norm_over_positions_is_not_folded_into_a_linear_layer(length: int) -> None:
+    """The channels of a linear layer are on the last axis, those of a batch norm on axis 1, of any size."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(length), nn.ReLU(), nn.Linear(6, 3))
+    nn.init.uniform_(model[1].weight, 0.1, 3.0)
+    sequences = torch.randn(8, length, 4) * torch.linspace(0.2, 3.0, length)[:, None]
+    exported = torch.export.export(copy.deepcopy(model), (sequences,)).module()
+    quantizer = CoreMLQuantizer("w8a8")
+    prepared = prepare_qat_pt2e(exported, quantizer)
+    for _ in range(5):
+        prepared(sequences)
+        model(sequences)
+        quantizer.step()
+    move_exported_model_to_eval(prepared)
+    with torch.no_grad():
+        trained, expected = prepared(sequences), model.eval()(sequences)
+        converted = convert_pt2e(prepared)
+        result = converted(sequences)
+    assert signal_to_noise(expected, trained) >= 25.0
+    assert (trained - result).abs().max() <= 1.01 * largest_step(converted)
+
+
 def test_a_channel_that_batch_norm_switches_off_stays_off() -> None:
     """Many networks start residual branches with a weight of zero, which must neither divide by zero nor stick."""
     model = everything()
