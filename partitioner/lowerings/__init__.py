@@ -17,6 +17,7 @@ from partitioner.lowerings import memory_format as memory_format
 from partitioner.lowerings import padding as padding
 from partitioner.lowerings import pooling as pooling
 from partitioner.lowerings import quantization as quantization
+from partitioner.lowerings import reciprocals as reciprocals
 from partitioner.lowerings import scaled_products as scaled_products
 from partitioner.lowerings import scaled_sums as scaled_sums
 from partitioner.lowerings import selecting as selecting

@@ -69,6 +69,10 @@ TAKEN = {
         lambda x: F.scaled_dot_product_attention(x * 2, x[:, ::2] + 1, x[:, ::2], enable_gqa=True),
         IMAGE.reshape(1, 12, 4, 4),
     ),
+    "inverses of small numbers": (
+        lambda x: torch.rsqrt(1e-6 * x.abs()) + 1e-6 / (1e-6 * x) + x.int().add(1).rsqrt(),
+        X,
+    ),
     "cropped": (lambda x: F.pad(x, (-1, 2, 1, -1), value=3.0), X),
 }
 
