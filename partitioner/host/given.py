@@ -18,7 +18,7 @@ _HINTS = {
     "getbuffer": "give its .getvalue()",
     "read": "give its .read()",
     "get_spec": "give an MLModel to host.load(...).predict",
-    "SerializeToString": "give a specification to MLModel(spec, weights_dir=...) and that to host.load(...).predict",
+    "SerializeToString": "give the specification of a model, and its weights_dir, to host.load(...).predict",
     "to_executorch": "give to_executorch().buffer",
     "predict": "it is loaded already, call its predict",
 }

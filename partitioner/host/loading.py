@@ -35,14 +35,17 @@ from partitioner.host.tracing import OpTrace, TraceRecorder
 States: TypeAlias = dict[str, State]
 
 
-def load(source: Source, *, policy: str | Policy = STORAGE16) -> "Program":
+def load(
+    source: Source, *, policy: str | Policy = STORAGE16, weights_dir: str | os.PathLike[str] | None = None
+) -> "Program":
     """Load a Core ML program for execution on this machine.
 
     Args:
         source: A ``.pte`` program with one Core ML delegate (bytes, path, or what ``to_executorch()`` returns), a
-            delegate blob (bytes or path), the path of an ``.mlpackage`` directory, or a coremltools ``MLModel`` that
-            holds an ML Program.
+            delegate blob (bytes or path), the path of an ``.mlpackage`` directory, a coremltools ``MLModel`` that
+            holds an ML Program, or a specification, which is what ``MLModel.get_spec()`` returns.
         policy: Precision policy: ``"storage16"`` or ``"float32"``, or a `Policy`.
+        weights_dir: Folder with the weight files of a specification, as for ``MLModel``; not for other sources.
 
     Raises:
         InputError: The source is none of these.
@@ -52,7 +55,7 @@ def load(source: Source, *, policy: str | Policy = STORAGE16) -> "Program":
     """
     chosen = get_policy(policy)
     origin = Path(source) if isinstance(source, (str, os.PathLike)) else None
-    return Program(open_program(source), chosen, origin)
+    return Program(open_program(source, weights_dir), chosen, origin)
 
 
 class Program:

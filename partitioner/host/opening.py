@@ -1,4 +1,4 @@
-"""Opening what users have in hand: a ``.pte``, a delegate blob, a package directory, or an ``MLModel``."""
+"""Opening what users have in hand: a ``.pte``, a delegate blob, a package directory, an ``MLModel`` or its message."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from partitioner.blob import read_blob
 from partitioner.errors import BlobError
-from partitioner.host.errors import ProgramFormatError
+from partitioner.host.errors import InputError, ProgramFormatError
 from partitioner.host.given import bytes_or_path, naming, refuse_bare_model
 from partitioner.host.parsing import check_kind, parse_model
 from partitioner.host.program import Feature, Function, MilProgram
@@ -20,27 +20,34 @@ from partitioner.host.sources import (
     map_file,
     mapping_reader,
     package_source,
+    parse_model_bytes,
 )
 
 Source: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str] | Any"
 
 _ACCEPTED = (
     ".pte bytes (`program.buffer` of `to_executorch()`), the bytes of a delegate blob, the path of a .pte file or an "
-    ".mlpackage folder, or an MLModel"
+    ".mlpackage folder, an MLModel, or a specification with its weights_dir"
 )
 _PACKAGE_PREFIX = "model.mlpackage/"
 _COMPILED_PREFIX = "model.mlmodelc/"
 _REFERENCE_MAGIC = b"CMJR"
 _PTE_MAGIC = b"ET"
+_MODEL_MESSAGE = "CoreML.Specification.Model"
 
 
-def open_program(source: Source) -> MilProgram:
+def open_program(source: Source, weights_dir: str | os.PathLike[str] | None = None) -> MilProgram:
     """Read a program from any source that `partitioner.host.load` takes.
 
     Raises:
         ProgramFormatError: The source is unreadable or no ML Program.
         InputError: The source is of another kind.
     """
+    if getattr(getattr(source, "DESCRIPTOR", None), "full_name", None) == _MODEL_MESSAGE:
+        folder = None if weights_dir is None else Path(weights_dir)
+        return _parse(folder_source(parse_model_bytes(memoryview(source.SerializeToString()), "specification"), folder))
+    if weights_dir is not None:
+        raise InputError("weights_dir belongs to a specification; every other source brings its own weights")
     if not isinstance(source, type) and hasattr(source, "get_spec") and hasattr(source, "weights_dir"):
         folder = Path(source.weights_dir) if source.weights_dir else None
         return _parse(folder_source(source.get_spec(), folder))

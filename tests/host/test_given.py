@@ -70,7 +70,7 @@ def test_scattered_bytes_are_accepted():
         (np.zeros(4, np.uint8), "of type ndarray"),
         (torch.nn.Linear(1, 1), "of type Linear"),
         (io.BytesIO(b"ET12"), r"of type BytesIO \(give its \.getvalue\(\)\)"),
-        (ct.proto.Model_pb2.Model(), r"of type Model \(give a specification to MLModel\("),
+        (ct.proto.MIL_pb2.Program(), r"of type Program \(give the specification of a model, and its weights_dir"),
         (ct.models.MLModel, "the class MLModel"),
         ("", "the path is empty"),
     ],
@@ -78,6 +78,21 @@ def test_scattered_bytes_are_accepted():
 def test_other_objects_are_refused_with_what_is_accepted(call, given, named):
     with pytest.raises(host.InputError, match=f"{named}.*; {ACCEPTED[call]}"):
         CALLS[call](given)
+
+
+def test_a_specification_is_loaded_with_its_weights():
+    weight = np.arange(64, dtype=np.float32)
+    x = {"x": np.linspace(-1, 1, 64, dtype=np.float32)}
+    model = convert(lambda x: mb.mul(x=x, y=weight, name="y"), x)
+    spec, expected = model.get_spec(), host.load(model).predict(x)
+    found = host.load(spec, weights_dir=model.weights_dir).predict(x)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(host.ProgramFormatError, match="the model has no weights directory"):
+        host.load(spec).predict(x)
+    with pytest.raises(host.ProgramFormatError, match="not an ML Program: the model is of type unknown"):
+        host.load(ct.proto.Model_pb2.Model())
+    with pytest.raises(host.InputError, match="weights_dir belongs to a specification"):
+        host.load(model, weights_dir=model.weights_dir)
 
 
 def test_models_are_sent_from_run_to_load(model):
