@@ -13,13 +13,14 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.skipif(not DOCS.exists(), reason="the docs are not beside the tests")
-def test_the_rule_page_is_up_to_date() -> None:
-    specification = importlib.util.spec_from_file_location("make_rules", DOCS / "make_rules.py")
+@pytest.mark.parametrize("script", ["make_rules", "make_figures"])
+def test_made_pages_are_up_to_date(script: str) -> None:
+    specification = importlib.util.spec_from_file_location(script, DOCS / f"{script}.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    assert module.TARGET.read_text() == module.render(), "run `python docs/make_rules.py`"
+    assert module.TARGET.read_text() == module.render(), f"run `python docs/{script}.py`"
 
 
 @pytest.mark.skipif(not DOCS.exists(), reason="the docs are not beside the tests")
