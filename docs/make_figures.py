@@ -77,7 +77,7 @@ SECTIONS = (
     ),
     Section(
         "lowering",
-        "Processor seconds from an exported program to a `.pte`, megabytes of memory, share of the file that is no weight",
+        "Processor seconds from exported program to `.pte`, megabytes of memory, share of the file that is no weight",
         {
             "model": "model",
             "way": "way",
@@ -89,7 +89,7 @@ SECTIONS = (
     ),
     Section(
         "host_speed",
-        "Milliseconds of a forward pass on one thread: PyTorch on the float model and the converted graph, and the host",
+        "Milliseconds of a forward pass on one thread: PyTorch on float model and converted graph, and the host",
         {
             "model": "model",
             "quantization": "quantization",
