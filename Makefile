@@ -32,7 +32,10 @@ bench: install
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/lowering.py
+	$(BIN)/python benchmarks/host_speed.py
 	$(BIN)/python benchmarks/agreement.py
+	$(BIN)/python docs/make_figures.py
 
 install: $(VENV)/.installed
 
