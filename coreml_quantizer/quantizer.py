@@ -65,7 +65,8 @@ class CoreMLQuantizer(Quantizer):
         torchao calls it before `annotate`.
         """
         inline_contexts(model)
-        model.graph.eliminate_dead_code()
+        # Parameters stay, read or not: tied ones have a name each.
+        model.graph.eliminate_dead_code(lambda node: node.op == "get_attr" or node.is_impure())
         rewrite_lone_batch_norms(model)
         return model
 

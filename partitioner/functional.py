@@ -157,7 +157,9 @@ _VIEWS: Mapping[Any, Callable[[Node], _Replacement | None]] = MappingProxyType(
         _ATEN.to.other: _converted,
         _ATEN.type_as.default: _converted,
         _ATEN.dropout.default: _dropped,
+        _ATEN.dropout_.default: _dropped,
         _ATEN.feature_dropout.default: _dropped,
+        _ATEN.feature_dropout_.default: _dropped,
         _ATEN.contiguous.default: _contiguous,
         _ATEN.chunk.default: _split,
         _ATEN.detach.default: lambda node: None,
@@ -237,8 +239,7 @@ class _Rewriter:
 
     def _write_plain(self, node: Node) -> None:
         target: Any = _RENAMED.get(node.target, node.target)
-        if _is_cia_op(target) and not _is_preservable_cia_op(target):
-            raise _NotObviousError
+        _refuse_composite(target)
         self._new[node] = self._copied(node, target, node.args, node.kwargs)
         if any(result.alias_info is not None for result in target._schema.returns):
             self._viewed.update(self._owners(node))
@@ -249,6 +250,7 @@ class _Rewriter:
         """Writes ``y = op_(x)`` as ``y = op(x)``; what reads x from here on reads y."""
         changed = node.args[0]
         target = _out_of_place(node)
+        _refuse_composite(target)
         owner = self._owner.get(changed) if isinstance(changed, Node) else None
         if owner is None or owner in self._viewed:
             raise _NotObviousError
@@ -308,6 +310,12 @@ class _Rewriter:
 
     def _argument(self, value: Any) -> Any:
         return torch.fx.node.map_arg(value, lambda node: self._new[node])
+
+
+def _refuse_composite(target: Any) -> None:
+    """Leaves what consists of other operations to a trace, unless it may stay whole."""
+    if _is_cia_op(target) and not _is_preservable_cia_op(target):
+        raise _NotObviousError
 
 
 def _out_of_place(node: Node) -> Any:

@@ -58,6 +58,7 @@ OBVIOUS: dict[str, Callable[..., object]] = {
     "contiguous": lambda x: x.transpose(1, 2).contiguous().view(-1) * 2,
     "dropout": lambda x: nn.functional.dropout(x * 2, training=False) + 1,
     "dropout of an input": lambda x: nn.functional.dropout(x, training=False),
+    "dropout in place": lambda x: nn.functional.dropout(x * 2, training=False, inplace=True) + 1,
     "chunks": lambda x: x.chunk(2, 2)[1] + x.chunk(2, 3)[0].transpose(2, 3),
     "conversion": lambda x: x.to(torch.float16).float() + x.type_as(x) + x.to("cpu"),
     "constant": lambda x: x + torch.tensor([1.0, 2.0, 3.0, 4.0]),
