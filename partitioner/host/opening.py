@@ -44,8 +44,10 @@ def open_program(source: Source, weights_dir: str | os.PathLike[str] | None = No
         InputError: The source is of another kind.
     """
     if getattr(getattr(source, "DESCRIPTOR", None), "full_name", None) == _MODEL_MESSAGE:
+        message: Any = source
         folder = None if weights_dir is None else Path(weights_dir)
-        return _parse(folder_source(parse_model_bytes(memoryview(source.SerializeToString()), "specification"), folder))
+        model = parse_model_bytes(memoryview(message.SerializeToString()), "specification")
+        return _parse(folder_source(model, folder))
     if weights_dir is not None:
         raise InputError("weights_dir belongs to a specification; every other source brings its own weights")
     if not isinstance(source, type) and hasattr(source, "get_spec") and hasattr(source, "weights_dir"):
