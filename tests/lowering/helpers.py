@@ -56,3 +56,15 @@ def operations(manager: EdgeProgramManager) -> list[Any]:
 
 def target(manager: EdgeProgramManager) -> ct.target:
     return ct.target(spec(manager).specificationVersion)
+
+
+class CallCounter(nn.Module):
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return x + self.calls

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from lowering.helpers import CallCounter
 from lowering.test_partitioner import Function
 from models import ARCHITECTURES, build
 from torch import Tensor, nn
@@ -88,20 +89,10 @@ def part_written(x: Tensor) -> Tensor:
     return y + 1
 
 
-class Counter(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls.add_(1)
-        return x + self.calls
-
-
 NOT_OBVIOUS: dict[str, nn.Module] = {
     "view written later": Function(view_written_later),
     "part written": Function(part_written),
-    "buffer written": Counter(),
+    "buffer written": CallCounter(),
     "input written": Function(lambda x: x.clone().transpose(0, 1).relu_()),
     "uneven chunks": Function(lambda x: x.chunk(3, 2)[0] + 1),
 }

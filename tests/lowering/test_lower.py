@@ -9,6 +9,7 @@ import coremltools as ct
 import pytest
 import torch
 from executorch.exir import to_edge_transform_and_lower
+from lowering.helpers import CallCounter
 from lowering.helpers import lower as lower_to_edge
 from lowering.test_partitioner import Function
 from models import build
@@ -22,18 +23,6 @@ X = torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8)
 
 def two_inputs(a: Tensor, b: Tensor) -> dict[str, Tensor]:
     return {"sum": a + b.float(), "product": a * b.float()}
-
-
-class Counter(nn.Module):
-    """Counts its calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls.add_(1)
-        return x + self.calls
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "resnet", "unet"])
@@ -65,7 +54,7 @@ DETOURS = {
     "input returned": (Function(lambda x: (x, x * 2)), (X,)),
     "one output twice": (Function(lambda x: (x * 2,) * 2), (X,)),
     "uint8 input": (Function(lambda x: x.float() * 2), (torch.arange(8, dtype=torch.uint8),)),
-    "mutable buffer": (Counter(), (X,)),
+    "mutable buffer": (CallCounter(), (X,)),
 }
 
 
