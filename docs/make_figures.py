@@ -46,9 +46,12 @@ SECTIONS = (
         {
             "model": "model",
             "ours": "ours_s",
+            "of that, before we are asked": "torchao_folds_s",
             "with ten names": "ten_names_s",
+            "with `fold_batch_norms` first": "folded_first_s",
             "ExecuTorch's quantizer": "stock_s",
             "ours / theirs": "ratio",
+            "folded first / theirs": "folded_first_ratio",
             "convert": "convert_s",
         },
     ),
