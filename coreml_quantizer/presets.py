@@ -112,7 +112,8 @@ def named(name: str) -> QuantizerConfig:
         ConfigError: There is none.
     """
     if name not in PRESETS:
-        raise ConfigError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.{near_matches(name, PRESETS)}")
+        hint = near_matches(name, PRESETS) or " QuantizerConfig.from_yaml reads a file."
+        raise ConfigError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.{hint}")
     return PRESETS[name]()
 
 

@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Mapping
 
+from coreml_quantizer.config.fields import FIELDS
 from coreml_quantizer.config.layers import ActivationConfig, EstimatorConfig, LayerConfig, WeightConfig
 from coreml_quantizer.config.linear import read_linear_quantizer_config
 from coreml_quantizer.config.policy import QuantizationPolicy
 from coreml_quantizer.config.quantizer import QuantizerConfig, Skip
 from coreml_quantizer.config.reading import read_quantizer_config
+from coreml_quantizer.errors import near_matches
 
 __all__ = [
     "ActivationConfig",
@@ -32,8 +34,16 @@ def read_config(config: object) -> QuantizationPolicy:
     Raises:
         ConfigError: It is none of these, or cannot be honoured; the message lists every reason.
     """
-    if isinstance(config, Mapping) and not _OWN_FIELDS.isdisjoint(config):
+    if isinstance(config, Mapping) and _is_own(config):
         config = QuantizerConfig.from_dict(config)
     return (
         read_quantizer_config(config) if isinstance(config, QuantizerConfig) else read_linear_quantizer_config(config)
     )
+
+
+def _is_own(config: Mapping[str, object]) -> bool:
+    """Tells a dict of `QuantizerConfig` fields; one whose names are all misspelled by what they are nearest to."""
+    if not _OWN_FIELDS.isdisjoint(config):
+        return True
+    names = [str(name) for name in config]
+    return any(near_matches(name, _OWN_FIELDS) for name in names) and not any(near_matches(n, FIELDS) for n in names)

@@ -10,6 +10,9 @@ Check = Callable[[Any], list[str]]
 """Takes the value of a field and returns what is wrong with it; each line starts behind the name of the field."""
 
 
+_NO_FIELD = ("=", ":", " ")
+
+
 def problems(fields: Any, table: Mapping[str, Check]) -> list[str]:
     """Checks a dict of fields against a table; unknown fields are problems too."""
     if not isinstance(fields, Mapping):
@@ -66,7 +69,8 @@ def refuse(found: Iterable[str], where: str = "The configuration") -> None:
     Raises:
         ConfigError: Lists them all.
     """
-    lines = [line.lstrip(".") for line in found]
+    # What is wrong with all of it has no field in front.
+    lines = [f"configuration{line}" if line.startswith(_NO_FIELD) else line.lstrip(".") for line in found]
     if lines:
         raise ConfigError(f"{where} cannot be honoured:\n  " + "\n  ".join(lines))
 

@@ -7,6 +7,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from coremltools.optimize.torch.quantization import ModuleLinearQuantizerConfig
+
+from coreml_quantizer.config.milestones import milestone_problems
 
 _OBSERVERS = ("moving_average_min_max", "min_max", "ema_min_max")
 
@@ -22,28 +25,28 @@ _MODULE_FIELDS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "milestones": (),
     }
 )
-"""Fields of a ModuleLinearQuantizerConfig and their values; nothing listed means that coremltools judges."""
+"""Fields of a ModuleLinearQuantizerConfig and their values; nothing is listed where a function judges."""
 
-_FIELDS = (
+_TOP_FIELDS = (
     "global_config",
     "module_type_configs",
     "module_name_configs",
     "non_traceable_module_names",
     "preserved_attributes",
 )
+FIELDS = frozenset({*_TOP_FIELDS, *_MODULE_FIELDS})
+"""Everything that has a name in a LinearQuantizerConfig."""
 
 
 def problems_of(config: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with a dict of LinearQuantizerConfig fields, one line a problem."""
-    found = list(_unknown("the configuration", config, _FIELDS))
+    found = list(_unknown("configuration", config, _TOP_FIELDS))
     misplaced = [name for name in config if name in _MODULE_FIELDS]
     if misplaced:
         found.append(f"put {', '.join(misplaced)} under 'global_config', or under a module's name or type.")
     found += _module_problems("global_config", config.get("global_config"))
     for field in ("module_type_configs", "module_name_configs"):
-        entries = config.get(field)
-        if entries is None:
-            continue
+        entries = config.get(field, {})
         if not isinstance(entries, Mapping):
             found.append(f"{field}={entries!r}: must be a dict from a module to its fields or None.")
             continue
@@ -55,7 +58,7 @@ def problems_of(config: Mapping[str, Any]) -> list[str]:
 
 
 def _module_problems(where: str, module: Any) -> Iterator[str]:
-    if module is None:
+    if module is None or isinstance(module, ModuleLinearQuantizerConfig):
         return
     if not isinstance(module, Mapping):
         yield f"{where}={module!r}: must be a dict of fields, or None to leave it in floating point."
@@ -69,6 +72,7 @@ def _module_problems(where: str, module: Any) -> Iterator[str]:
         ):
             choices = ", ".join(repr(choice) for choice in allowed)
             yield f"{where}.{name}={value!r}: must be one of {choices}."
+    yield from (f"{where}.{problem}" for problem in milestone_problems(module.get("milestones")))
 
 
 def _unknown(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> Iterator[str]:

@@ -1,10 +1,16 @@
 """Names of module types and operators, as configurations may write them and as graphs do."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
+
+_OPERATORS: Mapping[str, str] = MappingProxyType(
+    {"truediv": "div", "itruediv": "div", "iadd": "add", "isub": "sub", "imul": "mul", "imatmul": "matmul"}
+)
+"""Functions of Python's operator module that ATen has under another name."""
 
 
 def type_key(key: object) -> str:
@@ -24,9 +30,10 @@ def op_key(key: object) -> str:
     """Returns the ATen name of an operator.
 
     Args:
-        key: A name ("aten.add" or "torch.add"), or a function such as `torch.add` or `operator.matmul`.
+        key: A name ("aten.add" or "torch.add"), a function such as `torch.add` or `operator.matmul`, or an operator of
+            `torch.ops.aten`, with or without its overload.
     """
-    return _aten_name(_look_up(key) if isinstance(key, str) else key) or str(key).rstrip("_")
+    return function_key(key) or str(key).rstrip("_")
 
 
 def function_key(key: object) -> str | None:
@@ -34,16 +41,32 @@ def function_key(key: object) -> str | None:
     return _aten_name(_look_up(key) if isinstance(key, str) else key)
 
 
+def same_keys(keys: Iterable[object], name: Callable[[Any], str]) -> Iterator[str]:
+    """Yields a line for every key that names what an earlier one names already, so that one of them would be lost."""
+    seen: dict[str, object] = {}
+    for key in keys:
+        first = seen.setdefault(name(key), key)
+        if first is not key:
+            yield f"[{key!r}]: names the same as {first!r}; keep one of them."
+
+
 def _aten_name(function: object) -> str | None:
-    if isinstance(function, type | torch._ops.OpOverloadPacket) or not callable(function):
-        return str(function).rstrip("_") if isinstance(function, torch._ops.OpOverloadPacket) else None
+    if isinstance(function, torch._ops.OpOverload):
+        function = function.overloadpacket
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        return str(function).rstrip("_")
+    if isinstance(function, type) or not callable(function):
+        return None
     called: Callable[..., Any] = function
     name = getattr(called, "__name__", "").strip("_")
+    name = _OPERATORS.get(name, name)
     return f"aten.{name}" if name and hasattr(torch.ops.aten, name) else None
 
 
 def _look_up(name: str) -> object:
     """Returns what a dotted name stands for in the modules that are imported already; None when nothing."""
+    # Graphs print their operators without "torch.ops.".
+    name = f"torch.ops.{name}" if name.startswith("aten.") else name
     parts = name.split(".")
     for split in range(len(parts) - 1, 0, -1):
         found: object = sys.modules.get(".".join(parts[:split]))

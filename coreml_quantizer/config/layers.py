@@ -38,15 +38,15 @@ class EstimatorConfig(ShortRepr):
     arguments: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        checks.refuse(_named_problems(self.name, self.arguments))
         object.__setattr__(self, "arguments", dict(self.arguments))
-        checks.refuse(_estimator_problems(self.to_dict()))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any] | str) -> "EstimatorConfig":
         """Reads a name, or a dict of a name and arguments."""
+        checks.refuse(_estimator_problems(fields))
         given: dict[str, Any] = {"name": fields} if isinstance(fields, str) else dict(fields)
-        checks.refuse(_estimator_problems(given))
-        return cls(given.pop("name", "min_max"), given)
+        return cls(given.pop("name"), given)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what `from_dict` reads."""
@@ -192,8 +192,11 @@ def _milestone_problems(given: Any) -> list[str]:
     return [line.removeprefix("milestones") for line in milestone_problems(given)]
 
 
+_OPTIONAL = ("granularity", "block_size", "group_size")
+
+
 def _to_dict(config: WeightConfig | ActivationConfig) -> dict[str, Any]:
-    fields = {name: value for name, value in vars(config).items() if value is not None}
+    fields = {name: value for name, value in vars(config).items() if value is not None or name not in _OPTIONAL}
     estimator = fields["estimator"]
     return {**fields, "estimator": estimator.to_dict() if isinstance(estimator, EstimatorConfig) else estimator}
 
@@ -214,14 +217,18 @@ def _optional(check: Check) -> Check:
 
 def _estimator_problems(given: Any) -> list[str]:
     given = {"name": given} if isinstance(given, str) else given
-    if not isinstance(given, Mapping):
+    if not isinstance(given, Mapping) or "name" not in given:
         return [f"={given!r}: must be the name of an estimator, or a dict of its name and arguments."]
-    name = given.get("name", "min_max")
+    return _named_problems(given["name"], {k: value for k, value in given.items() if k != "name"})
+
+
+def _named_problems(name: Any, arguments: Any) -> list[str]:
     found = checks.one_of(tuple(ESTIMATORS))(name)
     if found:
         return [f".name{line}" for line in found]
+    if not isinstance(arguments, Mapping):
+        return [f".arguments={arguments!r}: must be a dict from the name of an argument to its value."]
     allowed = ESTIMATORS[name].ARGUMENTS
-    arguments = {key: value for key, value in given.items() if key != "name"}
     return checks.problems(arguments, {key: checks.number(argument) for key, argument in allowed.items()})
 
 
@@ -254,13 +261,17 @@ def _combination_problems(fields: Mapping[str, Any]) -> list[str]:
     table = _is_table(fields)
     found = []
     for name, needed in (("block_size", "per_block"), ("group_size", "per_channel_group")):
-        given = fields.get(name) is not None
-        if given != (granularity == needed):
-            found.append(f".{name}={fields.get(name)!r}: goes with granularity={needed!r}, and only with it.")
+        given = fields.get(name)
+        if given is None and granularity == needed:
+            found.append(f".granularity={needed!r}: needs {name}.")
+        elif given is not None and granularity != needed:
+            found.append(f".{name}={given!r}: goes with granularity={needed!r}, and only with it.")
     if table and granularity in ("per_channel", "per_block"):
         found.append(f".granularity={granularity!r}: a lookup table is 'per_tensor' or 'per_channel_group'.")
     if table and fields.get("scheme", "symmetric") != "symmetric":
         found.append(".scheme='affine': a lookup table has no zero point; leave scheme out.")
+    if table and _estimator_name(fields) != "min_max":
+        found.append(f".estimator={_estimator_name(fields)!r}: tables come from clustering; leave estimator out.")
     return found or ([] if table else _whole_only(fields, granularity))
 
 
@@ -279,9 +290,13 @@ def _granularity(fields: Mapping[str, Any]) -> str:
 
 def _whole_only(fields: Mapping[str, Any], granularity: str) -> list[str]:
     """Some estimators know one range for a whole tensor alone."""
-    estimator = fields.get("estimator", "min_max")
-    name = estimator if isinstance(estimator, str) else estimator.get("name", "min_max")
+    name = _estimator_name(fields)
     if granularity in ("per_tensor", "activation") or ESTIMATORS[name].PER_CHANNEL:
         return []
     able = ", ".join(repr(key) for key, kind in ESTIMATORS.items() if kind.PER_CHANNEL)
     return [f".estimator={name!r}: finds one range for a whole tensor; with granularity={granularity!r} use {able}."]
+
+
+def _estimator_name(fields: Mapping[str, Any]) -> str:
+    estimator = fields.get("estimator", "min_max")
+    return estimator if isinstance(estimator, str) else str(estimator["name"])

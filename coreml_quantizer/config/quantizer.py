@@ -12,7 +12,7 @@ import yaml
 from coreml_quantizer.config import checks
 from coreml_quantizer.config.checks import Check
 from coreml_quantizer.config.display import ShortRepr
-from coreml_quantizer.config.keys import op_key, type_key
+from coreml_quantizer.config.keys import function_key, op_key, same_keys, type_key
 from coreml_quantizer.config.layers import LayerConfig, layer_problems
 
 ENDS = ("as_configured", "weight_only", "float")
@@ -124,9 +124,9 @@ class QuantizerConfig(ShortRepr):
         """
         text = _text_of(source)
         try:
-            config = yaml.safe_load(text)
+            config = yaml.load(text, Loader=_UniqueKeys)
         except yaml.YAMLError as error:
-            checks.refuse([f"it is no YAML: {error}"])
+            checks.refuse([f" is no YAML: {error}"])
         return cls.from_dict({} if config is None else config)
 
     def to_yaml(self, path: str | Path | None = None) -> str:
@@ -135,6 +135,19 @@ class QuantizerConfig(ShortRepr):
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
         return text
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Builds a dict."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands here twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _SCOPES = ("modules", "patterns", "types", "ops")
@@ -158,8 +171,13 @@ def _key_problem(scope: str, key: Any) -> str | None:
         except re.error as error:
             return f"is no regular expression: {error}"
         return None
-    if isinstance(key, str) or (scope == "types" and isinstance(key, type)) or (scope == "ops" and callable(key)):
+    if isinstance(key, str) or (scope == "types" and isinstance(key, type)):
         return None
+    if scope == "ops" and isinstance(key, type):
+        return "is a class; put it under 'types'"
+    if scope == "ops" and callable(key):
+        known = function_key(key) is not None
+        return None if known else "is no ATen operator; name one of those that torch.export makes of it"
     return "must be a string" + {"types": " or a class", "ops": " or a function"}.get(scope, "")
 
 
@@ -169,6 +187,7 @@ def _scope(name: str, layer: Check) -> Check:
             return [f"={entries!r}: must be a dict from a key to a layer or None."]
         wrong = ((key, _key_problem(name, key)) for key in entries)
         found = [f"[{key!r}]: {problem}." for key, problem in wrong if problem is not None]
+        found = found or list(same_keys(entries, _KEYS[name]))
         return found + [f"[{key!r}]{line}" for key, value in entries.items() for line in layer(value)]
 
     return check

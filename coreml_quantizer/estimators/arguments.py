@@ -23,10 +23,9 @@ class Argument:
 
     def problem(self, value: object) -> str | None:
         """Returns what is wrong with `value`, None when nothing is."""
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if numeric and (not self.whole or value == int(value)):  # type: ignore[call-overload]
-            above = value > self.low if self.open_low else value >= self.low  # type: ignore[operator]
-            if above and value <= self.high:  # type: ignore[operator]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            above = value > self.low if self.open_low else value >= self.low
+            if above and value <= self.high and (not self.whole or value == int(value)):
                 return None
         kind = "an integer" if self.whole else "a number"
         bracket = "(" if self.open_low else "["

@@ -175,6 +175,10 @@ def test_what_matches_nothing_is_refused_with_near_matches(config: dict, words: 
         ({"module_name_configs": {"head": [1]}}, ["module_name_configs['head']=[1]", "None"]),
         ({"module_name_configs": ["head"]}, ["module_name_configs=['head']", "dict"]),
         ({"module_name_configs": {3: None}}, ["module_name_configs[3]", "string"]),
+        ({"module_name_configs": None}, ["module_name_configs=None", "dict"]),
+        ({"global_config": {"milestones": "abc"}}, ["global_config.milestones='abc'", "4 step counts"]),
+        ({"module_type_configs": {nn.functional.interpolate: None}}, ["interpolate", "ATen"]),
+        ({"module_type_configs": {nn.Linear: {}, "torch.nn.Linear": None}}, ["names the same"]),
         ({"weight_dtype": "qint4"}, ["weight_dtype", "global_config"]),
         ({"global_config": {"weight_dtype": "int8", "quantization_scheme": "x"}}, ["weight_dtype='int8'", "='x'"]),
         (object(), ["object", "dynamic quantization", "LinearQuantizerConfig"]),
@@ -186,6 +190,26 @@ def test_what_cannot_be_honoured_is_refused_at_construction(config: object, word
     assert isinstance(error.value, QuantizerError)
     for word in words:
         assert word in str(error.value)
+
+
+def test_what_is_set_after_construction_is_checked_too() -> None:
+    config = LinearQuantizerConfig()
+    config.global_config.weight_dtype = "qint4"
+    config.set_module_name("head", {"weight_dtype": "qint4"}).set_module_type("Linear", 5).set_module_name(3, None)
+    with pytest.raises(ConfigError) as error:
+        CoreMLQuantizer(config)
+    for word in ("weight_dtype='qint4'", "module_name_configs['head']", "module_type_configs['", "configs[3]"):
+        assert word in str(error.value)
+
+
+def test_a_dict_may_hold_module_configurations() -> None:
+    config = {"module_name_configs": {"head": ModuleLinearQuantizerConfig(activation_dtype=torch.float32)}}
+    assert linears(config) == [FLOAT, FLOAT, WEIGHT]
+
+
+def test_a_configuration_that_quantizes_nothing_is_reported() -> None:
+    with pytest.warns(QuantizerWarning, match="global_config is None"):
+        CoreMLQuantizer({"module_name_configs": {"head": None}})
 
 
 def test_every_problem_is_listed() -> None:

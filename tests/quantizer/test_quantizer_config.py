@@ -106,6 +106,11 @@ def test_configurations_show_what_is_set() -> None:
     assert repr(config) == expected
 
 
+def test_yaml_that_says_something_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'modules' stands here twice"):
+        QuantizerConfig.from_yaml("modules: {a: null}\nmodules: {b: null}\n")
+
+
 def test_yaml_files_are_written_and_read(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     text = presets.w4_block32().to_yaml(path)
@@ -194,14 +199,22 @@ def test_what_matches_nothing_is_refused_with_near_matches(config: QuantizerConf
     ("config", "words"),
     [
         ({"defalt": None, "types": {}}, ["defalt", "'default'"]),
+        ({"defalt": None}, ["configuration: there is no field 'defalt'", "'default'"]),
+        ({"default": None, "global_config": None}, ["configuration: there is no field 'global_config'"]),
         ({"default": {"wight": None}}, ["default", "wight", "'weight'"]),
         ({"default": {"weight": {"dtype": "int3"}}}, ["default.weight.dtype='int3'", "'int4'"]),
         ({"default": {"weight": {"block_size": 0}}}, ["default.weight.block_size=0", "above zero"]),
         ({"default": {"weight": {"dtype": "lut4", "granularity": "per_channel"}}}, ["per_channel_group"]),
-        ({"default": {"weight": {"granularity": "per_block"}}}, ["block_size=None"]),
+        ({"default": {"weight": {"granularity": "per_block"}}}, ["granularity='per_block'", "needs block_size"]),
         ({"default": {"weight": {"granularity": "per_tensor", "block_size": 8}}}, ["block_size=8", "per_block"]),
         ({"default": {"weight": {"dtype": "lut4", "scheme": "affine"}}}, ["scheme='affine'"]),
+        ({"default": {"weight": {"dtype": "lut4", "estimator": "mse"}}}, ["estimator='mse'", "clustering"]),
         ({"default": {"weight": {"estimator": "entropy"}}}, ["estimator='entropy'", "'mse'"]),
+        ({"default": {"weight": {"estimator": {"steps": 3}}}}, ["estimator={'steps': 3}", "name"]),
+        (
+            {"default": {"weight": {"estimator": {"name": "mse", "steps": float("inf")}}}},
+            ["estimator.steps=inf", "[1, 4096]"],
+        ),
         ({"default": {"activation": {"dtype": "int8"}}}, ["default.activation.dtype='int8'", "'uint8'"]),
         ({"default": {"activation": {"estimator": "histgram"}}}, ["estimator.name='histgram'", "'histogram'"]),
         (
@@ -214,6 +227,10 @@ def test_what_matches_nothing_is_refused_with_near_matches(config: QuantizerConf
         ),
         ({"modules": {"a": 3}}, ["modules['a']=3"]),
         ({"modules": {3: None}}, ["modules[3]", "string"]),
+        ({"types": {nn.Linear: None, "torch.nn.Linear": {}}}, ["types['torch.nn.Linear']", "names the same"]),
+        ({"ops": {torch.add: None, "aten.add.Tensor": {}}}, ["ops['aten.add.Tensor']", "names the same"]),
+        ({"ops": {nn.Linear: None}}, ["ops[", "'types'"]),
+        ({"ops": {nn.functional.interpolate: None}}, ["ops[", "no ATen operator"]),
         ({"patterns": {"(": None}}, ["patterns['(']", "regular expression"]),
         ({"skip": {"modules": "a"}}, ["skip.modules='a'", "list"]),
         ({"first_layer": "int8"}, ["first_layer='int8'", "'weight_only'"]),
