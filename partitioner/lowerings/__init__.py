@@ -4,16 +4,20 @@ Importing this package registers ExecuTorch's converters first and ours on top o
 """
 
 import partitioner.stock  # ExecuTorch's converters come first  # noqa: F401
+from partitioner.lowerings import angles as angles
 from partitioner.lowerings import attention as attention
+from partitioner.lowerings import clamping as clamping
 from partitioner.lowerings import compressed_weights as compressed_weights
 from partitioner.lowerings import defaults as defaults
 from partitioner.lowerings import division as division
 from partitioner.lowerings import extrema as extrema
 from partitioner.lowerings import filling as filling
 from partitioner.lowerings import gelu as gelu
+from partitioner.lowerings import logarithms as logarithms
 from partitioner.lowerings import logic as logic
 from partitioner.lowerings import matmul as matmul
 from partitioner.lowerings import memory_format as memory_format
+from partitioner.lowerings import norms as norms
 from partitioner.lowerings import padding as padding
 from partitioner.lowerings import pooling as pooling
 from partitioner.lowerings import quantization as quantization

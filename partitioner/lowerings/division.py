@@ -1,5 +1,43 @@
-"""Division of tensors of different types, which ``true_divide`` leaves unequal in Core ML Tools, unlike ``div``."""
+"""Divisions of tensors of different types, and of integers with rounding.
 
-from partitioner.lowerings.registry import get_converter, set_converter
+Core ML Tools leaves the types of ``true_divide`` unequal, unlike those of ``div``, and divides integers as
+floating-point numbers: float16 has none between 2048 and 2050, where indices of an image already are.
+"""
 
-set_converter("true_divide")(get_converter("div"))
+from typing import Any
+
+from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+from coremltools.converters.mil.mil import types
+
+from partitioner.lowerings.registry import Converter, get_converter, set_converter
+
+_divide = get_converter("div")
+
+
+def _truncated(x: Any, y: Any) -> Any:
+    quotient = mb.floor_div(x=mb.abs(x=x), y=mb.abs(x=y))
+    return mb.mul(x=quotient, y=mb.mul(x=mb.sign(x=x), y=mb.sign(x=y)))
+
+
+def _rounding(node: Any) -> str | None:
+    named = (node.kwinputs or {}).get("rounding_mode", (None,))[0]
+    return node.inputs[2] if len(node.inputs) > 2 else named
+
+
+def _of_integers(plain: Converter, rounding: str | None = None) -> Converter:
+    def convert(context: Any, node: Any) -> None:
+        mode = rounding or _rounding(node)
+        x, y = _get_inputs(context, node, min_expected=2)[:2]
+        if mode is None or not (types.is_int(x.dtype) and types.is_int(y.dtype)):
+            plain(context, node)
+            return
+        x, y = (mb.cast(x=value, dtype="int32") for value in (x, y))
+        context.add(mb.floor_div(x=x, y=y) if mode == "floor" else _truncated(x, y), node.name)
+
+    return convert
+
+
+set_converter("div")(_of_integers(_divide))
+set_converter("true_divide")(_divide)
+set_converter("floor_divide", "floordiv")(_of_integers(get_converter("floor_divide"), "floor"))

@@ -1,0 +1,28 @@
+"""RMS norm with the epsilon that was asked for.
+
+Core ML Tools divides the input by its largest magnitude, so that squares fit into float16, and then adds ``eps`` to
+the mean square as if it had not: small inputs come out too large, and a row of zeros as not a number. Here ``eps`` is
+scaled as well, and nothing is divided by less than its root.
+"""
+
+import math
+from typing import Any
+
+from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+
+from partitioner.lowerings.registry import set_converter
+
+
+@set_converter("rms_norm")
+def _rms_norm(context: Any, node: Any) -> None:
+    x, shape, weight, eps = _get_inputs(context, node, expected=4)
+    axes = list(range(-len(shape.val), 0))
+    root = math.sqrt(eps.val)
+    largest = mb.maximum(x=mb.reduce_max(x=mb.abs(x=x), axes=axes, keep_dims=True), y=root)
+    scaled = mb.real_div(x=x, y=largest)
+    mean = mb.reduce_mean(x=mb.square(x=scaled), axes=axes, keep_dims=True)
+    # At most 1, and 0 where the input is so large that eps does not matter.
+    scaled_eps = mb.square(x=mb.real_div(x=root, y=largest))
+    normalized = mb.mul(x=scaled, y=mb.rsqrt(x=mb.add(x=mean, y=scaled_eps), epsilon=0.0))
+    context.add(normalized if weight is None else mb.mul(x=normalized, y=weight), node.name)
