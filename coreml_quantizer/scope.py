@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from coreml_quantizer.boundaries import Boundaries
@@ -27,6 +28,13 @@ class Governing:
 
     spec: OpSpec | None
     entry: str
+
+
+_BATCH_NORMS = frozenset(
+    name
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    for name in (f"{kind.__module__}.{kind.__qualname__}", kind.__qualname__)
+)
 
 
 class ScopeResolver:
@@ -117,7 +125,9 @@ def _check_everything_matches(policy: QuantizationPolicy, graph_module: GraphMod
     if not any((s.by_name, s.by_pattern, s.by_type, s.by_op) != ({}, {}, {}, {}) for s in both):
         return
     paths = {name for name, _ in graph_module.named_modules()}
-    types: set[str] = set()
+    # One that torchao folded into a convolution leaves its buffers, but no call that tells its type.
+    folds = any(hasattr(module, "running_var") for module in graph_module.modules())
+    types = set(_BATCH_NORMS) if folds else set()
     ops: set[str] = set()
     for node in graph_module.graph.nodes:
         if node.op != "call_function":

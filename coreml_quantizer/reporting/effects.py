@@ -11,6 +11,7 @@ from coreml_quantizer.specs import OpSpec
 
 _NEVER_QUANTIZED = frozenset({Treatment.FLOAT, Treatment.BATCH_NORM})
 _SHOWN_REASONS = 2
+_NO_ACTIVATIONS = "the configuration quantizes no activations"
 
 
 def without_effect(policy: QuantizationPolicy, decisions: Sequence[Decision]) -> Iterator[str]:
@@ -19,13 +20,35 @@ def without_effect(policy: QuantizationPolicy, decisions: Sequence[Decision]) ->
     for decision in decisions:
         governed.setdefault(decision.entry, []).append(decision)
     float_ops = {str(rule.op) for rule in rules if rule.treatment in _NEVER_QUANTIZED}
+    weighted_ops = {str(rule.op) for rule in rules if rule.weight is not None}
     for entry, spec in _entries(policy):
-        problem = _problem(governed.get(entry, []), spec, float_ops)
+        found = governed.get(entry, [])
+        has_weights = any(decision.rule in weighted_ops for decision in found)
+        keeps_float = spec is None or not (has_weights or spec.quantizes_activations)
+        problem = _problem(found, keeps_float, float_ops)
         if problem is not None:
             yield f"'{entry}' changes nothing: {problem}."
+    for field, problem in _idle_fields(policy, decisions):
+        yield f"'{field}' changes nothing: {problem}."
+
+
+def _idle_fields(policy: QuantizationPolicy, decisions: Sequence[Decision]) -> Iterator[tuple[str, str]]:
+    """The fields that hold for places in a model, where nothing there would be otherwise."""
+    specs = [policy.default, *(spec for _, spec in _entries(policy))]
+    float_activations = not any(spec is not None and spec.quantizes_activations for spec in specs)
+    reached = {decision.entry for decision in decisions}
     for end, wanted in (("first_layer", policy.first_layer), ("last_layer", policy.last_layer)):
-        if wanted != AS_CONFIGURED and end not in governed:
-            yield f"'{end}' changes nothing: the configuration quantizes no such layer."
+        if wanted != AS_CONFIGURED and end not in reached:
+            yield end, "the configuration quantizes no such layer"
+        elif wanted == "weight_only" and float_activations:
+            yield end, _NO_ACTIVATIONS
+    for side, quantizes in (("inputs", policy.quantizes_inputs), ("outputs", policy.quantizes_outputs)):
+        if not quantizes and float_activations:
+            yield side, _NO_ACTIVATIONS
+    # A LinearQuantizerConfig has no such field, and means fixed ranges always.
+    asked = policy.fixes_known_ranges and policy.fields == QuantizationPolicy.fields
+    if asked and not any(decision.outcome == "fixed" for decision in decisions):
+        yield "known_ranges", _NO_ACTIVATIONS if float_activations else "nothing that has a known range is quantized"
 
 
 def _entries(policy: QuantizationPolicy) -> Iterator[tuple[str, OpSpec | None]]:
@@ -45,10 +68,10 @@ def _scope_entries(prefix: str, scopes: Scopes) -> Iterator[tuple[str, OpSpec | 
             yield f"{prefix}{kind} {key}", spec
 
 
-def _problem(governed: list[Decision], spec: OpSpec | None, float_ops: set[str]) -> str | None:
+def _problem(governed: list[Decision], keeps_float: bool, float_ops: set[str]) -> str | None:
     if not governed:
         return "what it matches has no operator that can be quantized, or other entries decide about all of it"
-    if spec is None:
+    if keeps_float:
         always_float = all(decision.rule in float_ops for decision in governed)
         return "what it matches stays in floating point anyway" if always_float else None
     if any(decision.outcome != "float" for decision in governed):

@@ -31,7 +31,8 @@ class Model(nn.Module):
 
 IMAGE = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 CONV, HEAD, UP = 2 * 8 * 6 * 6 * 27, 2 * 8 * 6 * 5 * 6, 2 * 8 * 6 * 6 * 2 * 2 * 2
-WEIGHTS = {"conv": 4 * 216, "head": 4 * 30, "up": 4 * 64}
+BYTES = {"conv": 4 * 216, "head": 4 * 30, "up": 4 * 64}
+WEIGHTS = LayerConfig(activation=None)
 OTHERS = 4 * (8 + 6 + 6 + 4)
 
 
@@ -60,11 +61,11 @@ def test_every_operator_has_an_outcome_an_entry_and_a_reason() -> None:
 def test_costs_are_counted() -> None:
     found = report()
     assert (found.macs.quantized, found.macs.total) == (CONV + HEAD + UP, CONV + HEAD + UP)
-    assert found.weight_bytes.quantized == sum(WEIGHTS.values())
-    assert found.weight_bytes.total == sum(WEIGHTS.values()) + OTHERS
+    assert found.weight_bytes.quantized == sum(BYTES.values())
+    assert found.weight_bytes.total == sum(BYTES.values()) + OTHERS
     found = report(QuantizerConfig(modules={"head": None, "conv": LayerConfig(activation=None)}))
     assert (found.macs.quantized, found.macs.total) == (UP, CONV + HEAD + UP)
-    assert found.weight_bytes.quantized == WEIGHTS["conv"] + WEIGHTS["up"]
+    assert found.weight_bytes.quantized == BYTES["conv"] + BYTES["up"]
     assert report(QuantizerConfig(None)).macs.fraction == 0.0
 
 
@@ -119,13 +120,34 @@ def test_the_table_needs_no_rich(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (QuantizerConfig(skip=Skip(ops=("aten.layer_norm",))), ["'skip op aten.layer_norm'", "anyway"]),
         (QuantizerConfig(None, first_layer="float"), ["'first_layer'", "quantizes no such layer"]),
+        (QuantizerConfig(WEIGHTS, first_layer="weight_only"), ["'first_layer'", "no activations"]),
+        (QuantizerConfig(WEIGHTS, inputs="float"), ["'inputs' changes nothing", "no activations"]),
+        (QuantizerConfig(WEIGHTS, outputs="float"), ["'outputs' changes nothing", "no activations"]),
+        (QuantizerConfig(WEIGHTS, known_ranges="fixed"), ["'known_ranges'", "no activations"]),
+        (
+            QuantizerConfig(known_ranges="fixed", skip=Skip(ops=("aten.sigmoid",))),
+            ["'known_ranges' changes nothing", "a known range"],
+        ),
         ({"global_config": {}, "module_type_configs": {"LayerNorm": None}}, ["LayerNorm", "anyway"]),
         (
             QuantizerConfig(LayerConfig(WeightConfig(block_size=32), None)),
             ["block_size=32", "'conv_weight'", "channel"],
         ),
     ],
-    ids=["float rule", "none", "shadowed", "skip", "first", "linear config", "block"],
+    ids=[
+        "float rule",
+        "none",
+        "shadowed",
+        "skip",
+        "first",
+        "weights",
+        "in",
+        "out",
+        "fixed",
+        "range",
+        "linear",
+        "block",
+    ],
 )
 def test_entries_without_effect_are_warnings(config: object, words: list[str]) -> None:
     found = report(config)
@@ -140,11 +162,21 @@ def test_entries_without_effect_are_warnings(config: object, words: list[str]) -
         QuantizerConfig(
             modules={"head": None}, types={"ConvTranspose2d": LayerConfig(activation=None)}, first_layer="weight_only"
         ),
+        QuantizerConfig(ops={"aten.relu": WEIGHTS}, inputs="float", outputs="float"),
+        QuantizerConfig(known_ranges="fixed"),
     ],
-    ids=["default", "effective"],
+    ids=["default", "effective", "activations", "fixed"],
 )
 def test_entries_with_effect_are_no_warnings(config: object) -> None:
     assert report(config).warnings == ()
+
+
+def test_a_type_that_folding_removed_is_a_warning() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    config = {"global_config": {}, "module_type_configs": {"BatchNorm2d": None}}
+    quantizer, prepared = prepare(config, model)
+    (warning,) = quantizer.report(prepared).warnings
+    assert "BatchNorm2d' changes nothing" in warning
 
 
 def test_other_graphs_are_refused() -> None:
