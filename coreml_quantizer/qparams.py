@@ -42,6 +42,8 @@ def choose_qparams(minimum: Tensor, maximum: Tensor, storage: IntegerStorage, sc
     high = maximum.to(torch.float32).clamp(min=0.0)
     steps = float(storage.quant_max - storage.quant_min)
     scale = torch.maximum(-low, high) / (steps / 2) if scheme is Scheme.SYMMETRIC else (high - low) / steps
+    # The difference of the largest float32 numbers overflows; that of their shares does not.
+    scale = torch.where(torch.isinf(scale), high / steps - low / steps, scale)
     scale = torch.where(scale > 0, scale.clamp(min=_SMALLEST_SCALE), torch.ones_like(scale))
     scale = round_up_to_half(scale)
     if scheme is Scheme.SYMMETRIC:
@@ -63,6 +65,7 @@ def choose_qparams_on_cpu(
     steps = np.float32(storage.quant_max - storage.quant_min)
     with np.errstate(all="ignore"):
         scale = np.maximum(-low, high) / (steps / _TWO) if scheme is Scheme.SYMMETRIC else (high - low) / steps
+        scale = np.where(np.isinf(scale), high / steps - low / steps, scale)
         scale = np.where(scale == _ZERO, _ONE, np.maximum(scale, np.float32(_SMALLEST_SCALE)))
         half = scale.astype(np.float16)
         half = np.where(half < scale, np.nextafter(half, _INFINITE_HALF), half)

@@ -8,26 +8,63 @@ import torch
 
 from coreml_quantizer.calibration.observing import Observers
 from coreml_quantizer.errors import CalibrationError
+from coreml_quantizer.estimators.base import State
 
-_FORMAT = 1
+_FORMAT = 2
 
 
-def save(path: Path, observers: Observers, batches: int) -> None:
-    """Writes what all observers know after `batches` batches: beside `path` first, then renamed."""
-    states = {name: observer.state() for name, observer in observers.items() if observer.observes}
+def check_place(path: Path) -> None:
+    """Checks that `path` can be written, before any batch is spent.
+
+    Raises:
+        CalibrationError: It is a directory, or in one that does not exist.
+    """
+    if path.is_dir():
+        raise CalibrationError(f"The checkpoint {path} is a directory. Give the path of a file.")
+    if not path.parent.is_dir():
+        raise CalibrationError(f"The checkpoint {path} has no directory {path.parent} to stand in. Make it first.")
+
+
+def states_of(observers: Observers) -> dict[str, State]:
+    """Returns what all observers know."""
+    return {name: observer.state() for name, observer in observers.items() if observer.observes}
+
+
+def restore(observers: Observers, states: dict[str, State]) -> None:
+    """Makes all observers know what `states_of` returned, and nothing else."""
+    for name, state in states.items():
+        observers[name].load_state(state)
+
+
+def save(path: Path, observers: Observers, batches: int, share: str) -> None:
+    """Writes what all observers know after `batches` batches: beside `path` first, then renamed.
+
+    Args:
+        path: The file.
+        observers: All of a graph.
+        batches: How many they have seen.
+        share: Which of all batches those are.
+    """
+    saved = {
+        "format": _FORMAT,
+        "batches": batches,
+        "share": share,
+        "kinds": _kinds(observers),
+        "states": states_of(observers),
+    }
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        torch.save({"format": _FORMAT, "batches": batches, "kinds": _kinds(observers), "states": states}, beside)
+        torch.save(saved, beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def load(path: Path, observers: Observers) -> int:
+def load(path: Path, observers: Observers, share: str) -> int:
     """Restores all observers and returns how many batches they have seen; 0 when there is no file.
 
     Raises:
-        CalibrationError: The file is damaged, or is about another model or configuration.
+        CalibrationError: The file is damaged, or is about another model, configuration or share of the batches.
     """
     if not path.exists():
         return 0
@@ -36,8 +73,12 @@ def load(path: Path, observers: Observers) -> int:
         raise CalibrationError(
             f"The checkpoint {path} is of another model or configuration. Delete it to calibrate from the start."
         )
-    for name, state in saved["states"].items():
-        observers[name].load_state(state)
+    if saved["share"] != share:
+        raise CalibrationError(
+            f"The checkpoint {path} is of {saved['share']}, and this is {share}. Go on with as many processes as "
+            "before, or delete it to calibrate from the start."
+        )
+    restore(observers, saved["states"])
     return int(saved["batches"])
 
 

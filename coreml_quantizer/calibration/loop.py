@@ -51,8 +51,8 @@ def calibrate(
         How many batches were observed, over all processes, those before a resumption included.
 
     Raises:
-        CalibrationError: There are no batches, one is empty, the model makes not-a-number or infinite values of one
-            (batch and tensor are named), or the checkpoint does not fit.
+        CalibrationError: There are no batches, one is empty or is not what the model takes, the model makes
+            not-a-number or infinite values of one (batch and tensor are named), or the checkpoint does not fit.
         ValueError: `max_batches` or `checkpoint_every` is below 1.
     """
     for name, value in (("max_batches", max_batches), ("checkpoint_every", checkpoint_every)):
@@ -61,7 +61,7 @@ def calibrate(
     observers = observers_of(prepared)
     if not any(observer.observes for observer in observers.values()):
         return 0
-    loop = _Loop(prepared, observers, inputs, _checkpoint_path(checkpoint), checkpoint_every)
+    loop = _Loop(prepared, observers, inputs, _checkpoint_path(checkpoint), checkpoint_every, _share(shard))
     batches = itertools.islice(loader, max_batches)
     if shard:
         batches = itertools.islice(batches, merging.rank(), None, merging.processes())
@@ -91,33 +91,69 @@ class _Loop:
         inputs: Callable[[Any], Any] | None,
         path: Path | None,
         every: int,
+        share: str,
     ) -> None:
         self.path = path
+        self._share = share
         self.done = 0
         self._prepared, self._observers, self._inputs, self._every = prepared, observers, inputs, every
         tensors = itertools.chain(prepared.parameters(), prepared.buffers())
         self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def run(self, batches: Iterable[Any], total: int | None, progress: bool) -> None:
-        if self.path is not None:
-            self.done = checkpoints.load(self.path, self._observers)
-        remaining = itertools.islice(batches, self.done, None)
+        if self.path is None:
+            self._show(batches, total, progress)
+            return
+        checkpoints.check_place(self.path)
+        self.done = checkpoints.load(self.path, self._observers, self._share)
+        before = checkpoints.states_of(self._observers)
+        try:
+            self._show(itertools.islice(batches, self.done, None), total, progress)
+        except BaseException:
+            # The batches since the last checkpoint will come again; before the first one, that is all of them.
+            if not self.path.exists():
+                checkpoints.restore(self._observers, before)
+            raise
+
+    def _show(self, batches: Iterable[Any], total: int | None, progress: bool) -> None:
         with torch.no_grad():
-            for batch in shown(remaining, total, self.done, progress):
+            for batch in shown(batches, total, self.done, progress):
                 self._observe(batch)
                 self.done += 1
                 if self.path is not None and self.done % self._every == 0:
-                    checkpoints.save(self.path, self._observers, self.done)
+                    checkpoints.save(self.path, self._observers, self.done, self._share)
 
     def _observe(self, batch: Any) -> None:
+        given = self._inputs(batch) if self._inputs is not None else batch
         try:
-            positional, named = _arguments(self._inputs(batch) if self._inputs is not None else batch)
+            positional, named = _arguments(given)
             _check_not_empty(positional, named)
             move = lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf  # noqa: E731
             self._prepared(*tree_map(move, positional), **tree_map(move, named))
             check_finite(self._observers)
         except CalibrationError as error:
             raise CalibrationError(f"Batch {self.done}: {error}") from error
+        except _MISFITS as error:
+            raise CalibrationError(
+                f"Batch {self.done}, {_described(given)}, is not what the model takes: {error}\n"
+                "Give a tensor, a tuple or list of positional inputs, or a dict of named ones; "
+                "inputs=lambda batch: batch[0] selects from what the loader gives."
+            ) from error
+
+
+_MISFITS = (TypeError, AttributeError, AssertionError)
+"""What a graph raises when it is called with too many, too few, or other inputs than it was exported for."""
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        return f"a tensor of shape {tuple(batch.shape)}"
+    size = f" of {len(batch)}" if isinstance(batch, list | tuple | Mapping) else ""
+    return f"a {type(batch).__name__}{size}"
+
+
+def _share(shard: bool) -> str:
+    return f"process {merging.rank()} of {merging.processes()}{' with a share of one loader' if shard else ''}"
 
 
 def _run_with_others(loop: _Loop, batches: Iterator[Any], progress: bool) -> int:

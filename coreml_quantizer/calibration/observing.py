@@ -1,6 +1,7 @@
 """The observers of a prepared graph."""
 
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
 from coreml_quantizer.errors import CalibrationError
@@ -26,10 +27,10 @@ def observers_of(prepared: GraphModule) -> Observers:
     return found
 
 
-def find_observers(prepared: GraphModule) -> Observers:
-    """Returns the observers of any graph; none when it has none."""
+def find_observers(prepared: nn.Module) -> Observers:
+    """Returns the observers of any graph; none when it has none, or is no graph."""
     found: Observers = {}
-    for node in prepared.graph.nodes:
+    for node in prepared.graph.nodes if isinstance(prepared, GraphModule) else ():
         if node.op == "call_module":
             module = prepared.get_submodule(str(node.target))
             if isinstance(module, RangeObserver):

@@ -191,12 +191,12 @@ class RangeObserver(ObserverBase):
         if bool((self.min_val > self.max_val).any()):
             return (
                 f"{name} was never observed, so it has no range. Run the prepared model on "
-                "representative inputs (at least one non-empty batch) before convert_pt2e, or set "
-                "activation_dtype=torch.float32 for weight-only quantization, which needs none."
+                "representative inputs (at least one non-empty batch) before convert_pt2e, or quantize weights alone, "
+                "which needs none (activation_dtype=torch.float32, or activation=None in a LayerConfig)."
             )
         return (
             f"{name} took not-a-number or infinite values during calibration. Find the input that "
-            "makes them, or leave the module out with module_name_configs={'<module>': None}."
+            "makes them, or leave the module in floating point: None under its name in the configuration."
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

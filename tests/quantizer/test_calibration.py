@@ -107,6 +107,46 @@ def test_what_a_checkpoint_covers_is_not_observed_again(tmp_path: Path) -> None:
     assert qparams(graph) == reference("min_max")
 
 
+@pytest.mark.parametrize("estimator", ["moving_average", "histogram", "mse"])
+@pytest.mark.parametrize("every", [2, 10])
+def test_the_same_graph_resumes_exactly(estimator: str, every: int, tmp_path: Path) -> None:
+    path = tmp_path / "calibration"
+    graph = prepared(estimator)
+    with pytest.raises(Interruption):
+        calibrate(graph, interrupted(5), checkpoint=path, checkpoint_every=every)
+    assert path.exists() == (every == 2)
+    assert calibrate(graph, batches(), checkpoint=path, checkpoint_every=every) == 7
+    assert qparams(graph) == reference(estimator)
+
+
+def test_checkpoints_that_cannot_be_written_are_refused_at_once(tmp_path: Path) -> None:
+    for path, message in ((tmp_path, "is a directory"), (tmp_path / "none" / "file", "has no directory")):
+        graph = prepared("min_max")
+        with pytest.raises(CalibrationError, match=message):
+            calibrate(graph, batches(), checkpoint=path)
+        with pytest.raises(CalibrationError, match="never observed"):
+            qparams(graph)
+
+
+def test_the_checkpoint_of_another_share_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calibration"
+    with pytest.raises(Interruption):
+        calibrate(prepared("min_max"), interrupted(4), checkpoint=path, checkpoint_every=1)
+    with pytest.raises(CalibrationError, match=r"process 0 of 1.* share of one loader.*as many processes"):
+        calibrate(prepared("min_max"), batches(), checkpoint=path, shard=True)
+
+
+@pytest.mark.parametrize(
+    ("batch", "described"),
+    [((torch.zeros(4, 6), torch.zeros(4)), "a tuple of 2"), ({"y": torch.zeros(4, 6)}, "a dict of 1"), ("x", "a str")],
+)
+def test_a_batch_that_does_not_fit_is_named(batch: object, described: str) -> None:
+    with pytest.raises(
+        CalibrationError, match=rf"Batch 1, {described}, is not what the model takes.*\n.*inputs=lambda"
+    ):
+        calibrate(prepared("min_max"), [batches()[0], batch])
+
+
 @pytest.mark.parametrize("damage", ["truncated", "text", "other model", "other data"])
 def test_unfit_checkpoints_are_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "calibration"
@@ -143,6 +183,8 @@ def test_no_batches_and_wrong_graphs_are_refused() -> None:
         calibrate(prepared("min_max"), [])
     with pytest.raises(CalibrationError, match="no observers of CoreMLQuantizer"):
         calibrate(torch.export.export(nn.ReLU(), (batches()[0],)).module(), batches())
+    with pytest.raises(CalibrationError, match="no observers of CoreMLQuantizer"):
+        calibrate(nn.ReLU(), batches())
     with pytest.raises(ValueError, match="max_batches=0"):
         calibrate(prepared("min_max"), batches(), max_batches=0)
 

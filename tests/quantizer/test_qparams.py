@@ -1,12 +1,15 @@
 """Scale and zero point against a float64 reference, on ordinary and on difficult ranges."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from coreml_quantizer.qparams import choose_qparams, round_up_to_half
+from coreml_quantizer.qparams import choose_qparams, choose_qparams_on_cpu, round_up_to_half
 from coreml_quantizer.specs import INT4, INT8, UINT4, UINT8, IntegerStorage, Scheme
 
 HALF_STEP = 2.0**-10
@@ -90,3 +93,12 @@ def test_rounding_up_to_half_is_the_next_representable_number() -> None:
 def test_scales_outside_of_half_are_left_alone() -> None:
     scales = torch.tensor([1e-9, 7e4, 1e20])
     assert torch.equal(round_up_to_half(scales), scales)
+
+
+@pytest.mark.parametrize("choose", [choose_qparams, choose_qparams_on_cpu])
+@pytest.mark.parametrize("scheme", list(Scheme))
+def test_the_whole_of_float32_has_a_finite_scale(choose: Callable[..., tuple[Tensor, Tensor]], scheme: Scheme) -> None:
+    largest = torch.tensor([torch.finfo(torch.float32).max])
+    scale, zero_point = choose(-largest, largest, UINT8, scheme)
+    assert float(scale) == pytest.approx(2 * float(largest) / 255, rel=2**-22)
+    assert int(zero_point) == 128
