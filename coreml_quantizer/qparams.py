@@ -65,7 +65,8 @@ def choose_qparams_on_cpu(
     steps = np.float32(storage.quant_max - storage.quant_min)
     with np.errstate(all="ignore"):
         scale = np.maximum(-low, high) / (steps / _TWO) if scheme is Scheme.SYMMETRIC else (high - low) / steps
-        scale = np.where(np.isinf(scale), high / steps - low / steps, scale)
+        if np.isinf(scale).any():
+            scale = np.where(np.isinf(scale), high / steps - low / steps, scale)
         scale = np.where(scale == _ZERO, _ONE, np.maximum(scale, np.float32(_SMALLEST_SCALE)))
         half = scale.astype(np.float16)
         half = np.where(half < scale, np.nextafter(half, _INFINITE_HALF), half)
