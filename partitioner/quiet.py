@@ -18,7 +18,8 @@ from coremltools.converters.mil.mil.passes import pass_pipeline as _pipeline
 from coremltools.converters.mil.mil.program import Program
 from coremltools.optimize.coreml import _quantization_passes as _compression
 
-from partitioner.fast_mil import replacements, without_old_garbage
+from partitioner import declared_half, fast_mil
+from partitioner.fast_mil import without_old_garbage
 
 # (module, name of its progress function)
 _PROGRESS = ((_frontend, "_tqdm"), (_pipeline, "tqdm"), (_compression, "tqdm"))
@@ -78,7 +79,8 @@ def quiet_conversion() -> Iterator[Position]:
         wanted: list[tuple[Any, str, Any]] = [
             *((module, name, position.follow) for module, name in _PROGRESS),
             (Program, "validate", position.validating(Program.validate)),
-            *replacements(),
+            *fast_mil.replacements(),
+            *declared_half.replacements(),
         ]
         replaced = [(owner, name, vars(owner)[name]) for owner, name, _ in wanted]
         logger.setLevel(logging.CRITICAL + 1)

@@ -12,7 +12,7 @@ from models import signal_to_noise
 from sweep.entry import build
 from sweep.table import ARCHITECTURES
 
-from partitioner import backend, host, lower, quiet
+from partitioner import backend, fast_mil, host, lower, quiet
 from partitioner.convert import convert
 
 
@@ -49,7 +49,7 @@ def test_every_architecture(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path
     model, inputs = build(ARCHITECTURES[name])
     lowered = lower(torch.export.export(model, inputs))
     assert converted
-    monkeypatch.setattr(quiet, "replacements", lambda: ())
+    monkeypatch.setattr(fast_mil, "replacements", lambda: ())
     for program, options, ours in converted:
         theirs = by_default(program, options.minimum_deployment_target, tmp_path)
         # What float16 cannot hold is kept in float32 on purpose, which takes casts.

@@ -16,7 +16,7 @@ from torch import nn
 from torchao.quantization.granularity import PerGroup
 from torchao.quantization.quant_api import IntxWeightOnlyConfig, quantize_
 
-from partitioner import quiet
+from partitioner import fast_mil, quiet
 from partitioner.backend import CoreMLBackend
 from partitioner.canonical import package_files
 from partitioner.compile_specs import parse
@@ -58,7 +58,7 @@ def test_equal_bytes_with_and_without(name: str, monkeypatch: pytest.MonkeyPatch
     program = functional(torch.export.export(model, inputs))
     options = parse(CoreMLBackend.generate_compile_specs(minimum_deployment_target=target))
     fast = convert(program, options)
-    monkeypatch.setattr(quiet, "replacements", lambda: ())
+    monkeypatch.setattr(fast_mil, "replacements", lambda: ())
     slow = convert(program, options)
     assert package_files(fast.spec, fast.weights) == package_files(slow.spec, slow.weights)
     with tempfile.TemporaryDirectory() as directory, quiet.quiet_conversion():

@@ -1,0 +1,73 @@
+"""Programs declared in float16 (``model.half()``).
+
+The converters of Core ML Tools write numbers as float32, an epsilon or a slope, beside values that they take to be
+float32; an operation refuses two types at once. While a conversion runs, such a number, or what a converter made of a
+boolean, takes the type of the value beside it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from coremltools.converters.mil.mil import Builder, Var, types
+from coremltools.converters.mil.mil.input_type import TensorInputType
+
+SMALLEST_HALF = 2.0**-24
+
+
+def as_half(value: Any) -> Any:
+    """Rounds to float16; what would become zero becomes the smallest number of that type.
+
+    Args:
+        value: A number or an array.
+
+    Returns:
+        A number or array of float16 with the same shape.
+    """
+    array = np.asarray(value, np.float32)
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    lost = (half == 0) & (array != 0)
+    return np.where(lost, np.copysign(np.float16(SMALLEST_HALF), half), half).astype(np.float16)[()]
+
+
+def _halved(value: Any) -> Any:
+    """A float32 argument, number or value, in float16; None for an argument of another type."""
+    if isinstance(value, Var):
+        if value.dtype != types.fp32:
+            return None
+        return Builder.cast(x=value, dtype="fp16") if value.val is None else as_half(value.val)
+    is_number = isinstance(value, (float, np.floating)) or (isinstance(value, np.ndarray) and value.dtype.kind == "f")
+    return as_half(value) if is_number else None
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, Var) and value.dtype == types.fp16
+
+
+def _beside_half(operation: Any, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names of arguments whose type has to be that of a float16 value; the arguments in that type."""
+    domains = {
+        name: kind.type_domain_id
+        for name, kind in operation.input_spec.input_types.items()
+        if name in arguments and isinstance(kind, TensorInputType) and kind.type_domain_id is not None
+    }
+    half = {domain for name, domain in domains.items() if _is_half(arguments[name])}
+    for name, domain in domains.items():
+        halved = _halved(arguments[name]) if domain in half else None
+        if halved is not None:
+            yield name, halved
+
+
+def matching_types(add: Callable[..., Any]) -> Any:
+    """Wraps `Builder._add_op`, which every operation goes through."""
+
+    def added(_builder: Any, operation: Any, /, **arguments: Any) -> Any:
+        return add(operation, **{**arguments, **dict(_beside_half(operation, arguments))})
+
+    return classmethod(added)
+
+
+def replacements() -> tuple[tuple[Any, str, Any], ...]:
+    """What is replaced while a conversion runs: owner, name and replacement."""
+    return ((Builder, "_add_op", matching_types(Builder._add_op)),)
