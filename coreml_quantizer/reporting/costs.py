@@ -22,7 +22,7 @@ class Costs:
     Attributes:
         macs: Multiply-adds.
         quantized_macs: Those that read quantized activations.
-        bytes: Bytes of float parameters and buffers, each counted once.
+        bytes: Bytes of float parameters and buffers that the graph reads, each counted once.
         quantized_bytes: Those that are quantized.
         misfits: Weights whose block or group size does not divide them, as messages.
     """
@@ -40,34 +40,31 @@ def measure(prepared: GraphModule, decisions: Iterable[Decision]) -> Costs:
     Raises:
         QuantizerError: Its weights are converted already.
     """
-    sizes = _sizes(prepared)
+    tensors = _tensors(prepared)
     quantized = {name for found in decisions for name in found.weights}
-    if not quantized <= sizes.keys() and not any("." in found.node for found in decisions):
+    if not quantized <= tensors.keys() and not any("." in found.node for found in decisions):
         raise QuantizerError("This graph is converted already. Report on what prepare_pt2e returned.")
     macs = {node.name: multiply_adds(node, prepared) for node in prepared.graph.nodes if node.op == "call_function"}
     in_integers = {found.node for found in decisions if found.outcome != "float" and found.activations}
     return Costs(
         sum(macs.values()),
         sum(count for name, count in macs.items() if name in in_integers),
-        sum(sizes.values()),
-        sum(sizes.get(name, 0) for name in quantized),
+        _bytes(tensors.values()),
+        _bytes(tensors[name] for name in quantized if name in tensors),
         tuple(_misfits(prepared)),
     )
 
 
-def _sizes(graph_module: GraphModule) -> dict[str, int]:
-    """Bytes of float tensors by name; of several names for one tensor, the first that the graph reads counts."""
-    found: dict[str, int] = {}
-    seen: set[int] = set()
-    for node in graph_module.graph.nodes:
-        name = str(node.target)
-        if node.op != "get_attr" or name in found:
-            continue
-        value = attrgetter(name)(graph_module)
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            found[name] = 0 if id(value) in seen else value.numel() * value.element_size()
-            seen.add(id(value))
-    return found
+def _tensors(graph_module: GraphModule) -> dict[str, torch.Tensor]:
+    """The float tensors that a graph reads, by name; tied ones have several."""
+    read = [str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr" and node.users]
+    values = {name: attrgetter(name)(graph_module) for name in read}
+    return {name: v for name, v in values.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    distinct = {id(tensor): tensor for tensor in tensors}
+    return sum(tensor.numel() * tensor.element_size() for tensor in distinct.values())
 
 
 def _misfits(prepared: GraphModule) -> Iterable[str]:

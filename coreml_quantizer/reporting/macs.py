@@ -9,6 +9,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 Shape = tuple[int, ...]
+_MATRIX = 2
 
 
 def multiply_adds(node: Node, graph_module: GraphModule) -> int:
@@ -72,15 +73,26 @@ def _attention(output: Shape, operands: list[Any]) -> int:
 def _einsum(output: Shape, operands: list[Any]) -> int:
     """The product of all extents, which an einsum of two operands takes."""
     terms = operands[0].split("->")[0].replace(" ", "").split(",")
-    if "." in operands[0] or len(terms) < 2:
+    if len(terms) < 2:
         return 0
-    return prod(
-        {
-            label: extent
-            for term, shape in zip(terms, operands[1], strict=True)
-            for label, extent in zip(term, shape, strict=True)
-        }.values()
-    )
+    extents: dict[str, int] = {}
+    for term, shape in zip(terms, operands[1], strict=True):
+        for label, extent in zip(_labels(term, len(shape)), shape, strict=True):
+            extents[label] = max(extent, extents.get(label, 1))
+    return prod(extents.values())
+
+
+def _labels(term: str, rank: int) -> list[str]:
+    """A label for each dimension of an operand; those that "..." stands for are numbered from the last."""
+    before, dots, behind = term.partition("...")
+    hidden = rank - len(before) - len(behind) if dots else 0
+    return [*before, *(str(number) for number in range(hidden, 0, -1)), *behind]
+
+
+def _recurrent(output: Shape, operands: list[Any]) -> int:
+    """Every matrix meets every step of every sequence once."""
+    matrices = [shape for shape in operands[2] if len(shape) == _MATRIX]
+    return prod(operands[0][:-1]) * sum(map(prod, matrices))
 
 
 _COUNTS: Mapping[str, Callable[[Shape, list[Any]], int]] = MappingProxyType(
@@ -89,7 +101,8 @@ _COUNTS: Mapping[str, Callable[[Shape, list[Any]], int]] = MappingProxyType(
         **dict.fromkeys(
             ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d"), _transposed_convolution
         ),
-        **dict.fromkeys(("aten.linear", "aten.matmul", "aten.mm", "aten.bmm"), _product(0)),
+        **dict.fromkeys(("aten.linear", "aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot"), _product(0)),
+        **dict.fromkeys(("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"), _recurrent),
         **dict.fromkeys(("aten.addmm", "aten.baddbmm"), _product(1)),
         "aten.scaled_dot_product_attention": _attention,
         "aten.einsum": _einsum,

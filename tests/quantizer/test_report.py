@@ -80,6 +80,48 @@ def test_products_are_counted() -> None:
     assert quantizer.report(prepared).macs.total == attention + 2 * 3 * 8 * 8 * 8 + 8 * 8 * 7
 
 
+def test_ellipses_are_counted() -> None:
+    class Product(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("...ij, ...jk -> ...ik", x, x[:, :1, :, :4])
+
+    quantizer, prepared = prepare(None, Product())
+    assert quantizer.report(prepared).macs.total == 2 * 3 * 8 * 8 * 4
+
+
+def test_recurrent_layers_are_counted() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 5, num_layers=2, bidirectional=True, batch_first=True)
+            self.gru = nn.GRU(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gru(self.lstm(x[:, 0])[0])[0]
+
+    quantizer, prepared = prepare(None, Recurrent())
+    lstm = 2 * 4 * 5 * ((8 + 5) + (10 + 5))
+    found = quantizer.report(prepared)
+    assert found.macs.total == 2 * 8 * (lstm + 3 * 3 * (10 + 3))
+    assert found.macs.quantized == 0
+    assert found.weight_bytes.quantized == 4 * (lstm + 3 * 3 * (10 + 3))
+
+
+def test_tied_weights_are_counted_once_and_unread_ones_not_at_all() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.unread = (nn.Linear(8, 8, bias=False) for _ in range(3))
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x))
+
+    quantizer, prepared = prepare(None, Tied())
+    found = quantizer.report(prepared).weight_bytes
+    assert (found.quantized, found.total) == (4 * 64, 4 * 64)
+
+
 def test_text_and_json_say_the_same(tmp_path: Path) -> None:
     found = report(QuantizerConfig(modules={"head": None}))
     text, path = found.to_text(), tmp_path / "report.json"
