@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from coreml_quantizer.calibration.observing import find_observers
 from coreml_quantizer.decisions import Decision
@@ -44,14 +44,26 @@ def measure(prepared: GraphModule, decisions: Iterable[Decision]) -> Costs:
     quantized = {name for found in decisions for name in found.weights}
     if not quantized <= tensors.keys() and not any("." in found.node for found in decisions):
         raise QuantizerError("This graph is converted already. Report on what prepare_pt2e returned.")
-    macs = {node.name: multiply_adds(node, prepared) for node in prepared.graph.nodes if node.op == "call_function"}
-    in_integers = {found.node for found in decisions if found.outcome != "float" and found.activations}
+    macs = {node: multiply_adds(node, prepared) for node in prepared.graph.nodes if node.op == "call_function"}
+    # What computes in floating point may read what others quantized.
+    quantizes = {found.node for found in decisions if found.outcome != "float" and found.activations}
+    reads = (node for node in macs if node.name in quantizes and _reads_quantized(node, prepared))
     return Costs(
         sum(macs.values()),
-        sum(count for name, count in macs.items() if name in in_integers),
+        sum(macs[node] for node in reads),
         _bytes(tensors.values()),
         _bytes(tensors[name] for name in quantized if name in tensors),
         tuple(_misfits(prepared)),
+    )
+
+
+def _reads_quantized(node: Node, graph_module: GraphModule) -> bool:
+    """Whether an observer, or a fake quantizer in training, shows `node` something else than a weight."""
+    sources = (source for source in node.all_input_nodes if source.op == "call_module")
+    return any(
+        hasattr(graph_module.get_submodule(str(source.target)), "calculate_qparams")
+        and source.all_input_nodes[0].op != "get_attr"
+        for source in sources
     )
 
 

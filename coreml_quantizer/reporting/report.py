@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from coreml_quantizer.config.policy import QuantizationPolicy
 from coreml_quantizer.decisions import Decision, decisions_of
+from coreml_quantizer.errors import QuantizerError
 from coreml_quantizer.reporting.costs import Costs, measure
 from coreml_quantizer.reporting.effects import without_effect
 from coreml_quantizer.reporting.tables import render
@@ -106,6 +107,8 @@ def make_report(prepared: GraphModule, policy: QuantizationPolicy) -> Report:
     Raises:
         QuantizerError: The graph is not one that a CoreMLQuantizer prepared, or is converted already.
     """
+    if not isinstance(prepared, GraphModule):
+        raise QuantizerError(f"A report is of a graph that prepare_pt2e returned, not of {type(prepared).__name__}.")
     decisions = decisions_of(prepared)
     costs: Costs = measure(prepared, decisions)
     return Report(

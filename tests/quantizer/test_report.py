@@ -69,6 +69,14 @@ def test_costs_are_counted() -> None:
     assert report(QuantizerConfig(None)).macs.fraction == 0.0
 
 
+def test_products_of_float_inputs_are_not_counted_as_quantized() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+    rows = 2 * 3 * 8
+    for config, quantized in ((None, 4 * 8 + 2 * 4), (QuantizerConfig(inputs="float"), 2 * 4)):
+        quantizer, prepared = prepare(config, model)
+        assert quantizer.report(prepared).macs.quantized == rows * quantized
+
+
 def test_products_are_counted() -> None:
     class Products(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -95,16 +103,17 @@ def test_recurrent_layers_are_counted() -> None:
             super().__init__()
             self.lstm = nn.LSTM(8, 5, num_layers=2, bidirectional=True, batch_first=True)
             self.gru = nn.GRU(10, 3)
+            self.first = nn.Linear(8, 8)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.gru(self.lstm(x[:, 0])[0])[0]
+            return self.gru(self.lstm(self.first(x[:, 0]))[0])[0]
 
     quantizer, prepared = prepare(None, Recurrent())
     lstm = 2 * 4 * 5 * ((8 + 5) + (10 + 5))
     found = quantizer.report(prepared)
-    assert found.macs.total == 2 * 8 * (lstm + 3 * 3 * (10 + 3))
-    assert found.macs.quantized == 0
-    assert found.weight_bytes.quantized == 4 * (lstm + 3 * 3 * (10 + 3))
+    assert found.macs.total == 2 * 8 * (64 + lstm + 3 * 3 * (10 + 3))
+    assert found.macs.quantized == 2 * 8 * 64
+    assert found.weight_bytes.quantized == 4 * (64 + lstm + 3 * 3 * (10 + 3))
 
 
 def test_tied_weights_are_counted_once_and_unread_ones_not_at_all() -> None:
@@ -228,3 +237,5 @@ def test_other_graphs_are_refused() -> None:
         quantizer.report(convert_pt2e(prepared))
     with pytest.raises(QuantizerError, match="no record"):
         quantizer.report(torch.export.export(Model().eval(), IMAGE).module())
+    with pytest.raises(QuantizerError, match="not of Model"):
+        quantizer.report(Model())
