@@ -57,14 +57,14 @@ def w4_block32() -> QuantizerConfig:
 
 
 def lut8() -> QuantizerConfig:
-    """Weights in a table of 256 values, activations in floating point; no calibration. Target: iOS18, macOS15."""
+    """Weights in a table of 256 values, activations in floating point; no calibration. Target: iOS16, macOS13."""
     return _weight_only(WeightConfig("lut8"))
 
 
 def lut6() -> QuantizerConfig:
     """Weights in a table of 64 values, activations in floating point; no calibration.
 
-    Target: iOS18, macOS15. On the Neural Engine, usually the smallest form that is nearly free of loss.
+    Target: iOS16, macOS13. On the Neural Engine, usually the smallest form that is nearly free of loss.
     """
     return _weight_only(WeightConfig("lut6"))
 
@@ -72,7 +72,7 @@ def lut6() -> QuantizerConfig:
 def lut4() -> QuantizerConfig:
     """Weights in a table of 16 values, activations in floating point; no calibration.
 
-    Target: iOS18, macOS15. For the Neural Engine, which expands tables while it reads weights.
+    Target: iOS16, macOS13. For the Neural Engine, which expands tables while it reads weights.
     """
     return _weight_only(WeightConfig("lut4"))
 
@@ -89,7 +89,7 @@ def lut4_group16() -> QuantizerConfig:
 def lut2() -> QuantizerConfig:
     """Weights in a table of 4 values, activations in floating point; without training rarely of use.
 
-    Target: iOS18, macOS15.
+    Target: iOS16, macOS13.
     """
     return _weight_only(WeightConfig("lut2"))
 

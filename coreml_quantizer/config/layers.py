@@ -58,8 +58,8 @@ class WeightConfig(ShortRepr):
     """How weights are stored.
 
     Attributes:
-        dtype: Integer type, or "lutN" for palettization with N-bit indices. int4, uint4, blocks and tables per channel
-            group need iOS18.
+        dtype: Integer type, or "lutN" for palettization with N-bit indices. int4, uint4, lut3, blocks and channel
+            groups need iOS18.
         scheme: "symmetric" fixes the zero point; meaningless for a table.
         granularity: What shares one scale or table: "per_tensor", "per_channel", "per_block" or "per_channel_group".
             Where nothing is said, it follows from `block_size` or `group_size`, and is else "per_channel" for integers

@@ -1,14 +1,20 @@
 """Compressed weights reach the program in their compressed form, and the program computes what the graph does."""
 
+import re
+from pathlib import Path
+
 import coremltools as ct
 import pytest
 import torch
 from executorch.exir import to_edge_transform_and_lower
+from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from coreml_quantizer import LayerConfig, QuantizerConfig, WeightConfig
-from partitioner import CoreMLBackend, CoreMLPartitioner, host
+from coreml_quantizer.presets import PRESETS
+from partitioner import CoreMLBackend, CoreMLPartitioner, host, lower
+from partitioner.errors import DeploymentTargetError
 
 from .graphs import prepare
 
@@ -56,3 +62,31 @@ def test_weights_stay_compressed_and_agree(form: str, layer: str) -> None:
     # Indices or integers, float16 scales or tables, and what a program of one layer takes besides.
     scales = module.weight.numel() // 16 * 4 if "blocks" in form or "affine" in form else 2 * 64 * 2**8
     assert len(program) <= module.weight.numel() * BITS[form] / 8 + scales + 6000
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "presets.md"
+DOCUMENTED = dict(re.findall(r"^\| `(\w+)`.*?\| (iOS\d+), macOS", PAGE.read_text(), re.MULTILINE))
+TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_lower_at_their_documented_target_and_at_none_before(name: str) -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(4, 64),)
+    prepared = prepare(nn.Linear(64, 32), inputs, name)
+    with torch.no_grad():
+        prepared(*inputs)
+        converted = convert_pt2e(prepared)
+        expected = converted(*inputs)
+    oldest = DOCUMENTED[name]
+    exported = torch.export.export(converted, inputs)
+    (found,) = host.load(lower(exported, compile_specs=specs_of(oldest)).buffer).run(inputs)
+    # A value near the middle of two steps of an output in eight bits may go either way.
+    error = 2 / 255 if name.startswith("w8a8") else 2**-9
+    assert float((found - expected).abs().max()) <= error * float(expected.abs().max())
+    with pytest.raises(DeploymentTargetError, match=oldest):
+        lower(exported, compile_specs=specs_of(TARGETS[TARGETS.index(oldest) - 1]))
+
+
+def specs_of(target: str) -> list[CompileSpec]:
+    return CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target[target])
