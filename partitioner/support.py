@@ -43,6 +43,8 @@ class Rejection:
 
 Check = Callable[[Node], str | None]
 
+_BICUBIC = 2  # the interpolation mode of aten.grid_sampler
+
 
 def _never(reason: str) -> Check:
     return lambda node: reason
@@ -116,9 +118,38 @@ def _numbers(value: Any) -> Sequence[int]:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
+def _mask_among_indices(node: Node) -> str | None:
+    indices: Any = node.args[1]
+    masks = [
+        index
+        for index in indices
+        if index is not None and (tensor := tensor_of(index)) is not None and tensor.dtype == torch.bool
+    ]
+    return "Core ML Tools takes a mask of places only by itself" if masks and len(indices) > 1 else None
+
+
 def _low_threshold(node: Node) -> str | None:
     threshold = argument(node, 2, "threshold", 20)
     return None if threshold >= 20 else f"Core ML has no softplus that is linear beyond {threshold}"
+
+
+def _fractional_size(scales: int, align_corners: int | None = None) -> Check:
+    """Arguments at the given positions: the scale factors, and whether corners are aligned."""
+
+    def check(node: Node) -> str | None:
+        factors, x = argument(node, scales, "scale_factors"), tensor_of(node.args[0])
+        if x is None or not factors or (align_corners is not None and argument(node, align_corners, "align_corners")):
+            return None
+        sizes = zip(x.shape[2:], factors, strict=True)
+        if all(type(size) is not int or float(size * factor).is_integer() for size, factor in sizes):
+            return None
+        return f"Core ML resamples by the ratio of the sizes, which is not {tuple(factors)}"
+
+    return check
+
+
+def _bicubic_grid(node: Node) -> str | None:
+    return "Core ML has no bicubic sampling" if argument(node, 2, "interpolation_mode", 0) == _BICUBIC else None
 
 
 def _overlapping(node: Node) -> str | None:
@@ -166,6 +197,12 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
             for kind in ("bilinear", "bicubic")
             for form in ("vec", "default")
         },
+        **{f"aten.upsample_nearest{rank}d.vec": _fractional_size(2) for rank in (1, 2, 3)},
+        "aten.upsample_linear1d.vec": _fractional_size(3, align_corners=2),
+        "aten.upsample_bilinear2d.vec": _fractional_size(3, align_corners=2),
+        "aten.index_put.default": _mask_among_indices,
+        "aten.grid_sampler.default": _bicubic_grid,
+        "aten.grid_sampler_2d.default": _bicubic_grid,
         **{f"aten.{name}.{kind}": _of_numbers for name in ("all", "any") for kind in ("default", "dim", "dims")},
         "quant.dequantize_codebook.default": _vector_table,
         "quantized_decomposed.quantize_per_tensor.tensor": _constant_qparams,

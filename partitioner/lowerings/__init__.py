@@ -5,6 +5,7 @@ Importing this package registers ExecuTorch's converters first and ours on top o
 
 import partitioner.stock  # ExecuTorch's converters come first  # noqa: F401
 from partitioner.lowerings import angles as angles
+from partitioner.lowerings import assignment as assignment
 from partitioner.lowerings import attention as attention
 from partitioner.lowerings import clamping as clamping
 from partitioner.lowerings import compressed_weights as compressed_weights

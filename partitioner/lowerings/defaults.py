@@ -11,6 +11,7 @@ _MEAN = 1
 _DEFAULTS: dict[str, tuple[int, Sequence[Any]]] = {
     "cosine_similarity": (2, (1, 1e-8)),
     "mse_loss": (2, (_MEAN,)),
+    "linalg_matrix_norm": (2, ((-2, -1), False, None)),
     "conv_transpose1d": (2, (None, (1,), (0,), (0,), 1, (1,))),
     "conv_transpose2d.input": (2, (None, (1, 1), (0, 0), (0, 0), 1, (1, 1))),
     "conv_transpose3d.input": (2, (None, (1, 1, 1), (0, 0, 0), (0, 0, 0), 1, (1, 1, 1))),

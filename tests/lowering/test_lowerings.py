@@ -73,6 +73,7 @@ TAKEN = {
         lambda x: torch.rsqrt(1e-6 * x.abs()) + 1e-6 / (1e-6 * x) + x.int().add(1).rsqrt(),
         X,
     ),
+    "matrix norm by columns": (lambda x: torch.linalg.matrix_norm(x, 1), X),
     "cropped": (lambda x: F.pad(x, (-1, 2, 1, -1), value=3.0), X),
 }
 
@@ -145,6 +146,21 @@ REFUSED = {
         IMAGE[None],
         "aten.convolution.default",
     ),
+    "a mask among indices": (
+        Function(lambda x: torch.ops.aten.index_put.default(x * 1, [None, x[0, 0] > 0], torch.tensor(0.0))),
+        IMAGE,
+        "aten.index_put.default",
+    ),
+    "resampling by a ratio that sizes do not have": (
+        Function(lambda x: F.interpolate(x, scale_factor=(0.7, 0.45))),
+        IMAGE[None],
+        "aten.upsample_nearest2d.vec",
+    ),
+    "bilinear resampling by such a ratio": (
+        Function(lambda x: F.interpolate(x, scale_factor=1.3, mode="bilinear")),
+        IMAGE[None],
+        "aten.upsample_bilinear2d.vec",
+    ),
     "dilated max_pool2d": (nn.MaxPool2d(2, dilation=2), IMAGE, "aten.max_pool2d_with_indices.default"),
     "dilated max_pool2d beside a plain one": (
         nn.Sequential(nn.MaxPool2d(2, stride=1), nn.MaxPool2d(2, dilation=2)),
@@ -166,6 +182,11 @@ def test_what_core_ml_cannot_express_stays_outside(model: nn.Module, x: torch.Te
 
 
 DECOMPOSED = {
+    "linear resampling by a ratio": (lambda x: F.interpolate(x, scale_factor=1.3, mode="linear"), IMAGE),
+    "bicubic sampling": (
+        lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), mode="bicubic", align_corners=False),
+        IMAGE[None],
+    ),
     "roll of everything": (lambda x: x.roll(3) * 2, X),
     "overlapping fold": (lambda x: F.fold(x, (3, 3), 2), IMAGE.reshape(1, 48, 4)),
     "antialiasing": (lambda x: F.interpolate(x, size=(4, 4), mode="bilinear", antialias=True), IMAGE[None]),
