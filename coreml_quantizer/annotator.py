@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch.fx import GraphModule, Node
 
+from coreml_quantizer.aliases import resolve_aliases
 from coreml_quantizer.config.policy import QuantizationPolicy
 from coreml_quantizer.decisions import keep_decisions, name_entries
 from coreml_quantizer.errors import QuantizerWarning
@@ -42,11 +43,14 @@ class Placement:
 def annotate(graph_module: GraphModule, policy: QuantizationPolicy, rules: RuleTable) -> Placement:
     """Annotates the nodes of an exported graph in one pass, in time linear in their number.
 
+    Operators with several names get the one that the rules know them by.
+
     What was decided about each operator, and why, is kept with the graph: see `decisions.decisions_of`.
 
     Raises:
         ScopeError: The policy names modules, types or operators that the graph does not have.
     """
+    resolve_aliases(graph_module)
     return _Annotator(graph_module, policy, rules).run(graph_module)
 
 

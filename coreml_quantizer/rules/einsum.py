@@ -14,17 +14,23 @@ def einsum_inputs(node: Node) -> tuple[Position, ...]:
     return tuple((_OPERANDS, index) for index in range(len(_operands(node))))
 
 
+def multiplies(node: Node) -> bool:
+    """Whether there is more than one operand; one alone is only moved or summed."""
+    return len(_operands(node)) > 1
+
+
 def einsum_weights(node: Node) -> Mapping[Position, int]:
-    """Maps every operand to an axis that the result keeps and no other operand has: its output channels.
+    """Maps every matrix to an axis that the result keeps and no other operand has: its output channels.
 
     An operand without such an axis, or one that is indexed by the same label twice, gets axis 0: a scale along a summed
-    axis is as exact, because weights are dequantized before the product.
+    axis is as exact, because weights are dequantized before the product. Vectors stay in floating point, as biases do.
     """
     left, _, right = str(node.args[_EQUATION]).replace(" ", "").partition("->")
     terms = left.split(",")
     return {
         (_OPERANDS, index): _channel_axis(terms, index, right, operand.meta["val"].ndim)
         for index, operand in enumerate(_operands(node))
+        if operand.meta["val"].ndim > 1
     }
 
 

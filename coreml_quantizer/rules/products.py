@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch.fx import Node
 
-from coreml_quantizer.rules.einsum import einsum_inputs, einsum_weights
+from coreml_quantizer.rules.einsum import einsum_inputs, einsum_weights, multiplies
 from coreml_quantizer.rules.registry import OpRule, Position, Treatment, WeightRole
 
 aten = torch.ops.aten
@@ -57,6 +57,7 @@ RULES = (
     _product(aten.matmul),
     _product(aten.bmm),
     _product(aten.mm),
+    _product(aten.mv),
     _product_with_sum(aten.addmm),
     _product_with_sum(aten.baddbmm),
     OpRule(
@@ -64,6 +65,8 @@ RULES = (
         Treatment.QUANTIZED,
         inputs=einsum_inputs,
         weights_of=einsum_weights,
+        applies=multiplies,
+        otherwise="with a single operand it multiplies nothing",
         reason="becomes matrix products when it is lowered; constant operands are weights",
         source="coremltools' LinearQuantizer einsum pattern",
     ),

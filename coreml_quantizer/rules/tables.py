@@ -23,6 +23,11 @@ def _matrices(node: Node) -> Mapping[Position, int]:
     }
 
 
+def _cell_matrices(node: Node) -> Mapping[Position, int]:
+    """lstm_cell(input, states, w_ih, w_hh, ...)."""
+    return {_PARAMETERS: 0, _PARAMETERS + 1: 0}
+
+
 def _takes_a_tensor(node: Node) -> bool:
     overload = getattr(node.target, "_overloadname", "")
     return bool(overload == "input")
@@ -58,5 +63,17 @@ RULES = (
             source="coremltools' LinearQuantizer, weights of lstm; Core ML's lstm and gru compute in float16",
         )
         for op in (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
+    ),
+    *(
+        OpRule(
+            op,
+            Treatment.QUANTIZED,
+            inputs=(),
+            weights_of=_cell_matrices,
+            weights_only=True,
+            reason="one step of a recurrent layer: its matrices are stored in eight bits, its gates stay float",
+            source="as lstm and gru",
+        )
+        for op in (aten.lstm_cell, aten.gru_cell)
     ),
 )

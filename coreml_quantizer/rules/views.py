@@ -44,10 +44,12 @@ RULES = (
         OpRule(op, Treatment.SHARED, reason=_WHY, source=_SOURCE)
         for op in (
             *(aten.reshape, aten.view, aten._unsafe_view, aten.flatten, aten.unflatten, aten.ravel),
-            *(aten.view_as, aten.reshape_as, aten.squeeze, aten.unsqueeze, aten.atleast_1d, aten.atleast_2d),
+            *(aten.view_as, aten.reshape_as, aten.squeeze, aten.unsqueeze, aten.atleast_1d),
+            *(aten.atleast_2d, aten.atleast_3d),
             *(aten.permute, aten.transpose, aten.t, aten.movedim, aten.moveaxis, aten.numpy_T, aten.mT),
-            *(aten.swapaxes, aten.swapdims, aten.flip, aten.roll, aten.rot90),
-            *(aten.slice, aten.select, aten.narrow, aten.index_select, aten.gather, aten.index),
+            *(aten.swapaxes, aten.swapdims, aten.flip, aten.fliplr, aten.flipud, aten.roll, aten.rot90),
+            *(aten.slice, aten.select, aten.narrow, aten.index_select, aten.gather, aten.take_along_dim, aten.index),
+            *(aten.unfold, aten.im2col),
             *(aten.expand, aten.expand_as, aten.broadcast_to, aten.repeat, aten.tile, aten.repeat_interleave),
             *(aten.contiguous, aten.clone, aten.alias, aten.detach),
             *(aten.dropout, aten.dropout_, aten.feature_dropout, aten.alpha_dropout),
@@ -65,10 +67,16 @@ RULES = (
         )
         for op in (aten.to, aten._to_copy, aten.type_as)
     ),
-    *(OpRule(op, Treatment.CONCATENATED, reason=_WHY, source=_SOURCE) for op in (aten.cat, aten.stack)),
+    *(
+        OpRule(op, Treatment.CONCATENATED, reason=_WHY, source=_SOURCE)
+        for op in (aten.cat, aten.stack, aten.hstack, aten.vstack, aten.dstack, aten.column_stack)
+    ),
     *(
         OpRule(op, Treatment.SPLIT, reason=_WHY, source=_SOURCE)
-        for op in (aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.tensor_split)
+        for op in (
+            *(aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.tensor_split),
+            *(aten.hsplit, aten.vsplit, aten.dsplit),
+        )
     ),
     OpRule(operator.getitem, Treatment.SHARED, reason="takes one part of a split", source=_SOURCE),
 )

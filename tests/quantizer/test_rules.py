@@ -23,8 +23,9 @@ EIGHT_BITS = 25.0
 COVERED = {
     Treatment.QUANTIZED: (
         *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
-        *("linear", "embedding", "matmul", "bmm", "mm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
-        *("add", "sub", "mul", "div", "rsub", "lstm", "gru", "rnn_tanh", "rnn_relu"),
+        *("linear", "embedding", "matmul", "bmm", "mm", "mv", "addmm", "baddbmm", "einsum"),
+        *("scaled_dot_product_attention", "add", "sub", "mul", "div", "rsub"),
+        *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"),
     ),
     Treatment.ACTIVATION: (
         *("relu", "relu6", "leaky_relu", "rrelu", "prelu", "gelu", "silu", "hardswish", "hardsigmoid", "sigmoid"),
@@ -55,12 +56,13 @@ COVERED = {
         *("pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "reshape", "view", "flatten", "unflatten"),
         *("permute", "transpose", "t", "mT", "movedim", "squeeze", "unsqueeze", "slice", "select", "narrow", "expand"),
         *("index", "index_select", "gather", "repeat", "tile", "flip", "roll", "contiguous", "clone", "dropout", "to"),
+        *("fliplr", "flipud", "take_along_dim", "unfold", "im2col", "atleast_3d"),
     ),
     Treatment.SPLIT: (
-        *("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "max", "min"),
+        *("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "max", "min"),
         *(f"adaptive_max_pool{rank}d" for rank in (1, 2, 3)),
     ),
-    Treatment.CONCATENATED: ("cat", "stack"),
+    Treatment.CONCATENATED: ("cat", "stack", "hstack", "vstack", "dstack", "column_stack"),
 }
 
 
@@ -140,9 +142,21 @@ OUTCOMES: dict[str, tuple[nn.Module, tuple[Tensor, ...], str, str]] = {
         "quantized",
     ),
     "div": (behind_conv(lambda s, x: x / 3.0), IMAGE, "div", "quantized"),
-    "div-buffer": (behind_conv(lambda s, x: x / s.a.weight.detach()[0], a=nn.Linear(1, 1)), IMAGE, "div", "float"),
+    "div-buffer": (behind_conv(lambda s, x: x / s.a.weight.detach()[0], a=nn.Linear(1, 1)), IMAGE, "div", "quantized"),
     "div-activation": (behind_conv(lambda s, x: x / (x.abs() + 1)), IMAGE, "div", "float"),
     "rsub": (behind_conv(lambda s, x: 1 - x), IMAGE, "rsub", "quantized"),
+    "mv": (Case(lambda s, x: torch.mv(s.a.weight, s.a(x)[0]), a=nn.Linear(6, 6)), ROWS, "mv", "quantized"),
+    "unfold": (behind_conv(lambda s, x: x.unfold(2, 2, 2)), IMAGE, "unfold", "shared"),
+    "im2col": (behind_conv(lambda s, x: F.unfold(x, 2)), IMAGE, "im2col", "shared"),
+    "hstack": (behind_conv(lambda s, x: torch.hstack([x, x.relu()])), IMAGE, "hstack", "shared"),
+    "hsplit": (behind_conv(lambda s, x: torch.hsplit(x, 2)[0]), IMAGE, "hsplit", "shared"),
+    "einsum-sum": (behind_conv(lambda s, x: torch.einsum("bchw->bc", x)), IMAGE, "einsum", "float"),
+    "einsum-vector": (
+        behind_conv(lambda s, x: torch.einsum("bchw,c->bhw", x, s.a.bias), a=nn.Linear(1, 4)),
+        IMAGE,
+        "einsum",
+        "quantized",
+    ),
     "softmax": (behind_conv(lambda s, x: x.softmax(1)), IMAGE, "softmax", "float"),
     "group_norm": (behind_conv(lambda s, x: s.a(x), a=nn.GroupNorm(2, 4)), IMAGE, "group_norm", "float"),
     "instance_norm": (behind_conv(lambda s, x: s.a(x), a=nn.InstanceNorm2d(4)), IMAGE, "instance_norm", "float"),
@@ -249,6 +263,33 @@ def test_recurrent_layers_store_int8_matrices_and_stay_float(kind: type[nn.Modul
     kinds = [op.kind for op in lowered_operations(graph, inputs)]
     assert "constexpr_affine_dequantize" in kinds
     assert "quantize" not in kinds
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell])
+def test_steps_of_recurrent_layers_store_int8_matrices(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    cell = kind(6, 16)
+    inputs = torch.randn(4, 6), torch.randn(4, 16)
+    model = Two(lambda x, h: cell(x, (h, h))[0] if kind is nn.LSTMCell else cell(x, h), cell)
+    graph = quantize(model, inputs)
+    (found,) = (d for d in decisions_of(graph) if d.weights)
+    assert (found.outcome, found.activations) == ("quantized", False)
+    assert found.weights == ("cell.weight_ih", "cell.weight_hh")
+    assert signal_to_noise(model(*inputs), graph(*inputs)) > EIGHT_BITS
+    kinds = [op.kind for op in lowered_operations(graph, inputs)]
+    assert kinds.count("constexpr_affine_dequantize") == 2
+    assert "quantize" not in kinds
+
+
+class Two(nn.Module):
+    """A function of two inputs that calls a module."""
+
+    def __init__(self, function: Callable[..., Tensor], cell: nn.Module) -> None:
+        super().__init__()
+        self.function, self.cell = function, cell
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.function(x, h)
 
 
 def test_rows_of_an_embedding_have_their_own_scales_and_what_is_looked_up_stays_float() -> None:
