@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 
 from coreml_quantizer.garbage import without_collection
 from coreml_quantizer.half import rounded_to_half
+from coreml_quantizer.half_divisors import multiply_by_reciprocals
 from coreml_quantizer.half_scalars import round_scalars_to_half
 from coreml_quantizer.rules import RuleTable
 from coreml_quantizer.values import find_written_values, is_float
@@ -37,6 +38,7 @@ def round_constants_to_half(
         quantized_weights: Edges (constant, consumer) on which a constant is quantized.
         rules: The table that says which operators have a weight, and so a bias.
     """
+    multiply_by_reciprocals(graph_module)
     quantized: dict[Node, set[Node]] = {}
     for constant, consumer in quantized_weights:
         quantized.setdefault(constant, set()).add(consumer)

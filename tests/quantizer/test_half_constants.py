@@ -79,6 +79,31 @@ def test_the_eps_of_a_norm_is_the_stored_one(eps: float, expected: float) -> Non
     assert norm.args[4] == expected
 
 
+class Standardized(nn.Module):
+    """Images as most vision models take them: the mean is subtracted, then each channel divided by its deviation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]))
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]))
+        self.register_buffer("zero", torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x - self.mean.view(-1, 1, 1)) / self.deviation.view(-1, 1, 1)
+        return torch.where(x > 2, x / self.zero, y)
+
+
+def test_division_by_a_constant_tensor_is_the_product_that_core_ml_computes() -> None:
+    model = Standardized()
+    prepared = prepare(model, IMAGE)
+    (product,) = calls(prepared, torch.ops.aten.mul)
+    exact = 1 / model.deviation.double().view(-1, 1, 1)
+    assert torch.equal(prepared.get_buffer(product.args[1].target), exact.half().float())
+    (undefined,) = calls(prepared, torch.ops.aten.div)
+    assert undefined.args[1].target == "zero"
+    torch.testing.assert_close(prepared(*IMAGE), model(*IMAGE), rtol=2**-10, atol=2**-10)
+
+
 class Divided(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x / 2.449489742783178 / 4
