@@ -1,6 +1,5 @@
 """The single pass over a graph that decides what is quantized, and writes it down as torchao annotations."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,7 +10,7 @@ from torch.fx import GraphModule, Node
 from coreml_quantizer.aliases import resolve_aliases
 from coreml_quantizer.config.policy import QuantizationPolicy
 from coreml_quantizer.decisions import keep_decisions, name_entries
-from coreml_quantizer.errors import QuantizerWarning
+from coreml_quantizer.foreign_types import warn_of_foreign_types
 from coreml_quantizer.fusion import Fusions
 from coreml_quantizer.garbage import without_collection
 from coreml_quantizer.masks import MaskFinder
@@ -19,7 +18,7 @@ from coreml_quantizer.operands import activations, operand, weight_axes
 from coreml_quantizer.places import Places
 from coreml_quantizer.recording import Ledger, record, record_nested
 from coreml_quantizer.rules import OpRule, OutputRange, RuleTable, Treatment
-from coreml_quantizer.scope import ScopeResolver, module_stack
+from coreml_quantizer.scope import ScopeResolver
 from coreml_quantizer.sensitive import Sensitivity, read_by_norm
 from coreml_quantizer.sharing import Place, SharingGroups
 from coreml_quantizer.specs import FixedSpec, OpSpec, Scheme, TensorSpec
@@ -85,7 +84,7 @@ class _Annotator:
         name_entries((node for node in self._nodes if node.op == "call_function"), recorded)
         for nested, decisions in record_nested(graph_module):
             keep_decisions(nested, decisions)
-        _warn_of_doubles(self._nodes, self._rules)
+        warn_of_foreign_types(self._nodes, self._rules)
         return Placement(tuple(self._places.weights), frozenset(self._places.sources))
 
     def _decide(self, node: Node) -> str | None:
@@ -241,26 +240,6 @@ _HANDLERS: Mapping[Treatment, Callable[[_Annotator, Node, OpRule, OpSpec], str |
         Treatment.FLOAT: _Annotator.left_alone,
     }
 )
-
-
-def _warn_of_doubles(nodes: list[Node], rules: RuleTable) -> None:
-    """A model in float64 would come back unquantized, and nobody would notice."""
-    doubles = [
-        node
-        for node in nodes
-        if (rule := rules.row(node)) is not None
-        and rule.treatment is Treatment.QUANTIZED
-        and isinstance(value := node.meta.get("val"), torch.Tensor)
-        and value.dtype is torch.float64
-    ]
-    if doubles:
-        modules = sorted({stack[-1][0] or "the model" for node in doubles if (stack := module_stack(node))})
-        warnings.warn(
-            f"{len(doubles)} operators compute in float64, which Core ML does not have, and are not quantized: "
-            f"{', '.join(modules[:5])}{', ...' if len(modules) > 5 else ''}. Call model.float() before torch.export.",
-            QuantizerWarning,
-            stacklevel=2,
-        )
 
 
 def _dtype_name(value: torch.Tensor) -> str:

@@ -90,6 +90,12 @@ def test_a_model_in_float64_is_warned_of() -> None:
     assert "float64" in decisions_of(prepared)[0].reason
 
 
+def test_a_model_in_bfloat16_is_warned_of() -> None:
+    model, inputs = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)).bfloat16(), (ROWS[0].bfloat16(),)
+    with pytest.warns(QuantizerWarning, match=r"2 operators compute in bfloat16.*stay outside.*0, 1.*model\.float\(\)"):
+        prepare(model, inputs)
+
+
 MIN_MAX = {"global_config": {}, "module_name_configs": {"b": {"activation_observer": "min_max"}}}
 
 
