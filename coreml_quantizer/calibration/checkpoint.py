@@ -49,7 +49,7 @@ def save(path: Path, observers: Observers, batches: int, share: str) -> None:
         "format": _FORMAT,
         "batches": batches,
         "share": share,
-        "kinds": _kinds(observers),
+        "kinds": kinds_of(observers),
         "states": states_of(observers),
     }
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -69,7 +69,7 @@ def load(path: Path, observers: Observers, share: str) -> int:
     if not path.exists():
         return 0
     saved = _read(path)
-    if saved.get("kinds") != _kinds(observers):
+    if saved.get("kinds") != kinds_of(observers):
         raise CalibrationError(
             f"The checkpoint {path} is of another model or configuration. Delete it to calibrate from the start."
         )
@@ -93,5 +93,6 @@ def _read(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _kinds(observers: Observers) -> dict[str, str]:
+def kinds_of(observers: Observers) -> dict[str, str]:
+    """Returns what every observer is and observes; statistics of others do not fit it."""
     return {name: f"{type(o).__name__} {o.tensor_name} {o.spec}" for name, o in observers.items()}

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import distributed
 
+from coreml_quantizer.calibration.checkpoint import kinds_of
 from coreml_quantizer.calibration.observing import Observers
 from coreml_quantizer.errors import CalibrationError
-from coreml_quantizer.estimators.base import State
+from coreml_quantizer.estimators.base import RangeObserver, State
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class _Contribution:
 
     batches: int
     error: str | None
+    kinds: dict[str, str]
     states: dict[str, State]
 
 
@@ -38,25 +40,38 @@ def merge(observers: Observers, batches: int, error: Exception | None) -> int:
         error: What stopped this process. The others must not wait for it, so it comes here too.
 
     Raises:
-        CalibrationError: Some process failed; all raise.
+        CalibrationError: Some process failed, or is about another model; all raise.
     """
-    mine = _Contribution(batches, None if error is None else str(error), _states(observers))
+    mine = _Contribution(batches, None if error is None else str(error), kinds_of(observers), _states(observers))
     everyone: list[_Contribution | None] = [None] * processes()
     distributed.all_gather_object(everyone, mine)
     contributions = [found for found in everyone if found is not None]
     failures = [f"process {number}: {found.error}" for number, found in enumerate(contributions) if found.error]
     if failures:
         raise CalibrationError("Calibration failed in\n  " + "\n  ".join(failures)) from error
+    if any(found.kinds != mine.kinds for found in contributions):
+        raise CalibrationError("The processes calibrate different models or configurations. Prepare the same in all.")
     for name, observer in observers.items():
         states = [found.states[name] for found in contributions if name in found.states]
         if states:
             observer.load_state(observer.merge(states))
+            observer.common = _on_cpu(observer)
     return sum(found.batches for found in contributions)
 
 
 def _states(observers: Observers) -> dict[str, State]:
     return {
-        name: {key: value.cpu() for key, value in observer.state().items()}
+        name: _contributed(observer)
         for name, observer in observers.items()
         if observer.observes and bool((observer.min_val <= observer.max_val).all())
     }
+
+
+def _contributed(observer: RangeObserver) -> State:
+    """What all had in common already, after an earlier merge, comes from the first process alone."""
+    state = _on_cpu(observer)
+    return state if observer.common is None or not rank() else observer.since(state, observer.common)
+
+
+def _on_cpu(observer: RangeObserver) -> State:
+    return {key: value.cpu() for key, value in observer.state().items()}

@@ -42,6 +42,7 @@ class RangeObserver(ObserverBase):
         module_name: Path of the module that makes it; "" for the model itself and for what no module makes.
         min_val: Running minimum, float32, shape `()` or `(channels,)`.
         max_val: Running maximum, same shape.
+        common: Statistics that all processes had after the last time they merged theirs; None before.
     """
 
     ARGUMENTS: ClassVar[Mapping[str, Argument]] = MappingProxyType({})
@@ -63,6 +64,7 @@ class RangeObserver(ObserverBase):
         self.module_name = ""
         self._weight: tuple[Tensor, ...] = ()
         self._observes = True
+        self.common: State | None = None
         # Shared by all observers of a group, and a plain list so that torch.nn.Module does not register them twice.
         self._members: list[RangeObserver] = [self]
         self.register_buffer("min_val", torch.tensor(torch.inf))
@@ -152,6 +154,7 @@ class RangeObserver(ObserverBase):
 
     def reset(self) -> None:
         """Forgets everything observed."""
+        self.common = None
         self.min_val = torch.full_like(self.min_val, torch.inf)
         self.max_val = torch.full_like(self.max_val, -torch.inf)
 
@@ -171,6 +174,14 @@ class RangeObserver(ObserverBase):
             states: At least one, each of an observer that saw something.
         """
         raise NotImplementedError
+
+    def since(self, state: State, common: State) -> State:
+        """Returns the statistics `state` without those that all processes had in `common` at the last merge.
+
+        Extremes need no such care, for their union is the same however often one of them is in it; and a moving average
+        goes on from what is common.
+        """
+        return state
 
     def _observe(self, x: Tensor) -> None:
         low, high = extremes(x, self.ch_axis)

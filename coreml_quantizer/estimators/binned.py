@@ -89,6 +89,11 @@ class BinnedObserver(RangeObserver):
             "exponent": exponent,
         }
 
+    def since(self, state: State, common: State) -> State:
+        """Subtracts the counts."""
+        before = _merge_bins(common["counts"], int(state["exponent"] - common["exponent"]))
+        return {**state, "counts": state["counts"] - before}
+
     def update_range(self, low: Tensor, high: Tensor) -> None:
         self.min_val = torch.minimum(self.min_val, low)
         self.max_val = torch.maximum(self.max_val, high)

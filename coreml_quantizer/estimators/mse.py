@@ -15,6 +15,8 @@ from coreml_quantizer.specs import TensorSpec
 _MOST_VALUES = 2**16
 """Values of an activation that are looked at per batch, evenly spaced; a weight is looked at completely."""
 
+_SUMMED = ("low_sum", "high_sum", "batches")
+
 
 class MseObserver(RangeObserver):
     """Shrinks each batch's range by the factor with the least squared error, and averages over batches.
@@ -51,12 +53,15 @@ class MseObserver(RangeObserver):
 
     def merge(self, states: Sequence[State]) -> State:
         """Adds the sums, so that every batch counts the same."""
-        summed = ("low_sum", "high_sum", "batches")
         return {
             "min_val": torch.stack([state["min_val"] for state in states]).amin(0),
             "max_val": torch.stack([state["max_val"] for state in states]).amax(0),
-            **{name: torch.stack([state[name] for state in states]).sum(0) for name in summed},
+            **{name: torch.stack([state[name] for state in states]).sum(0) for name in _SUMMED},
         }
+
+    def since(self, state: State, common: State) -> State:
+        """Subtracts the sums."""
+        return {**state, **{name: state[name] - common[name] for name in _SUMMED}}
 
     def _observe(self, x: Tensor) -> None:
         low, high = (value.float() for value in extremes(x, self.ch_axis))

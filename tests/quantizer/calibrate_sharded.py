@@ -43,6 +43,10 @@ def main() -> None:
         graph = prepared(estimator)
         seen = calibrate(graph, batches(), shard=True)
         results[estimator] = (seen, qparams(graph))
+        graph = prepared(estimator)
+        calibrate(graph, batches()[:3], shard=True)
+        calibrate(graph, batches()[3:], shard=True)
+        results[f"{estimator} in two calls"] = qparams(graph)
     mine = batches()[rank::2]
     graph = prepared("min_max")
     results["own loader"] = (calibrate(graph, mine), qparams(graph))
@@ -52,6 +56,10 @@ def main() -> None:
         calibrate(prepared("min_max"), mine)
     except CalibrationError as error:
         results["error"] = (type(error).__name__, str(error))
+    try:
+        calibrate(prepared("mse" if rank else "histogram"), batches())
+    except CalibrationError as error:
+        results["different"] = str(error)
     torch.save(results, Path(sys.argv[1]) / f"{rank}.pt")
     distributed.destroy_process_group()
 

@@ -209,11 +209,13 @@ def test_two_processes_end_like_one(tmp_path: Path) -> None:
         seen, found = first[estimator]
         assert seen == 7
         if estimator in EXACT:
-            assert found == reference(estimator)
+            assert found == first[f"{estimator} in two calls"] == reference(estimator)
+    assert first["mse"][1] == first["mse in two calls"]
     assert first["own loader"] == (7, reference("min_max"))
     kind, message = first["error"]
     assert kind == "CalibrationError"
     assert "process 1: Batch 1: " in message
+    assert "different models" in first["different"]
 
 
 def test_quantizers_are_plain_objects() -> None:
