@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from coreml_quantizer.errors import CalibrationError
+from coreml_quantizer.decisions import decisions_of
+from coreml_quantizer.errors import CalibrationError, QuantizerError
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.scope import module_stack
 
@@ -13,18 +14,25 @@ Observers = dict[str, RangeObserver]
 
 
 def observers_of(prepared: GraphModule) -> Observers:
-    """Returns all observers of `prepared`, those of weights too.
+    """Returns all observers of `prepared`, those of weights too; none when its configuration quantizes nothing.
 
     Raises:
-        CalibrationError: It has none that this package made.
+        CalibrationError: It was not prepared by this package, or is converted already.
     """
     found = find_observers(prepared)
-    if not found:
+    if not found and not _stays_float(prepared):
         raise CalibrationError(
             "This graph has no observers of CoreMLQuantizer. Pass what prepare_pt2e(graph, CoreMLQuantizer(...)) "
             "returned, before convert_pt2e."
         )
     return found
+
+
+def _stays_float(prepared: nn.Module) -> bool:
+    try:
+        return isinstance(prepared, GraphModule) and all(d.outcome == "float" for d in decisions_of(prepared))
+    except QuantizerError:
+        return False
 
 
 def find_observers(prepared: nn.Module) -> Observers:

@@ -191,6 +191,10 @@ def test_no_batches_and_wrong_graphs_are_refused() -> None:
 
 def test_weight_only_models_need_no_batch() -> None:
     assert calibrate(prepare(nn.Linear(6, 3), (batches()[0],), WEIGHT_ONLY), []) == 0
+    graph = prepare(nn.Linear(6, 3), (batches()[0],), {"default": None})
+    assert calibrate(graph, batches()) == 0
+    with pytest.raises(CalibrationError, match="no observers"):
+        calibrate(convert_pt2e(prepare(nn.Linear(6, 3), (batches()[0],), WEIGHT_ONLY)), batches())
 
 
 def test_nothing_is_printed_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
