@@ -18,7 +18,7 @@ from coremltools.converters.mil.mil.passes import pass_pipeline as _pipeline
 from coremltools.converters.mil.mil.program import Program
 from coremltools.optimize.coreml import _quantization_passes as _compression
 
-from partitioner import declared_half, fast_mil
+from partitioner import declared_half, fast_mil, requantization
 from partitioner.fast_mil import without_old_garbage
 
 # (module, name of its progress function)
@@ -81,6 +81,7 @@ def quiet_conversion() -> Iterator[Position]:
             (Program, "validate", position.validating(Program.validate)),
             *fast_mil.replacements(),
             *declared_half.replacements(),
+            *requantization.replacements(),
         ]
         replaced = [(owner, name, vars(owner)[name]) for owner, name, _ in wanted]
         logger.setLevel(logging.CRITICAL + 1)
