@@ -1,34 +1,30 @@
 """From an edge program to a Core ML model, by Core ML Tools."""
 
 import logging
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import coremltools as ct
 import coremltools.optimize as cto
 from torch.export import ExportedProgram
-from torch.fx import Node
 
 import partitioner.lowerings  # registers the converters  # noqa: F401
-from partitioner.bisection import first_failing
 from partitioner.compile_specs import LoweringOptions
 from partitioner.debug_handles import HandleMap, debug_handles
-from partitioner.errors import ConversionError, DeploymentTargetError, PartitionerError
+from partitioner.errors import DeploymentTargetError, PartitionerError
+from partitioner.failures import failure, needed_target
 from partitioner.half_precision import Findings, watch
 from partitioner.mil_model import convert_to_spec
-from partitioner.nodes import op_name, source_line
 from partitioner.pipelines import complete, default_pipeline
-from partitioner.quiet import Position, quiet_conversion
+from partitioner.quiet import quiet_conversion
 from partitioner.size_ranges import with_size_ranges
 from partitioner.stock import enumerated_inputs
 
 logger = logging.getLogger(__name__)
-
-_OPSET_ERROR = re.compile(r"No available version for (\S+) in the .* opset.*at least coremltools\.target\.(\w+)")
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,10 @@ def convert(program: ExportedProgram, options: LoweringOptions) -> ConvertedMode
                 return _convert_into(Path(directory) / "model.mlpackage", program, options)
             except PartitionerError:
                 raise
-            except Exception as error:  # Core ML Tools raises every kind  # noqa: BLE001
-                needed = _needed_target(error)
+            except Exception as error:  # Core ML Tools raises every kind
+                needed = needed_target(error)
                 if needed is None or options.minimum_deployment_target is not None:
-                    _fail(error, position, program, options)
+                    raise failure(error, position, program, options, partial(_try, options=options)) from error
                 logger.info("deployment target %s selected, because %s", needed.name, error)
                 options = replace(options, minimum_deployment_target=needed)
 
@@ -190,68 +186,7 @@ def _content(weights: Path) -> bytes | None:
     return (file.read_bytes() if file.is_file() else None) or None
 
 
-def _needed_target(error: Exception) -> ct.target | None:
-    found = _OPSET_ERROR.search(str(error))
-    return ct.target[found.group(2)] if found else None
-
-
-def _fail(error: Exception, position: Position, program: ExportedProgram, options: LoweringOptions) -> NoReturn:
-    stage = _stage(position)
-    node = _node_at(position, program)
-    if node is None and position.begun:
-        node = first_failing(program, lambda part: _try(part, options))
-    place = _describe(node, stage)
-    needed = _needed_target(error)
-    failure: DeploymentTargetError | ConversionError
-    if needed is not None:
-        target = options.minimum_deployment_target
-        failure = DeploymentTargetError(
-            f"{place} needs the deployment target {needed.name}; it is {target.name if target else 'not set'}. Use "
-            f"CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.{needed.name})"
-        )
-    else:
-        failure = ConversionError(
-            f"Core ML Tools could not convert {place}: {type(error).__name__}: {error}\n{_remedy(node, options)}"
-        )
-    failure.node = None if node is None else node.name
-    raise failure from error
-
-
 def _try(part: ExportedProgram, options: LoweringOptions) -> None:
     """Converts a part of a program, whose inputs are others than the program's."""
     with tempfile.TemporaryDirectory(prefix="coreml_") as directory, quiet_conversion():
         _convert_into(Path(directory) / "part.mlpackage", part, replace(options, enumerated_shapes=None))
-
-
-def _remedy(node: Node | None, options: LoweringOptions) -> str:
-    if options.enumerated_shapes is not None:
-        return "Enumerated shapes need the whole program in Core ML: rewrite the model without the operation"
-    skipped = op_name(node).lower() if node is not None else "..."
-    whole = "lower_full_graph=False, " if options.lower_full_graph else ""
-    return (
-        "To keep the operation out of Core ML: "
-        f"CoreMLPartitioner({whole}skip_ops_for_coreml_delegation=[{skipped!r}]), "
-        f'or CoreMLPartitioner({whole}on_error="fallback") for whatever fails'
-    )
-
-
-def _node_at(position: Position, program: ExportedProgram) -> Node | None:
-    """The node being converted; None once the MIL passes run, which see the whole program."""
-    if position.node is None:
-        return None
-    return next((node for node in program.graph.nodes if node.name == position.node.name), None)
-
-
-def _stage(position: Position) -> str | None:
-    """What was at work, where the frontend was not at an operation."""
-    if position.pass_name is not None:
-        return f"MIL pass {position.pass_name!r}"
-    return None if position.node is not None else "its outputs" if position.begun else "its inputs and constants"
-
-
-def _describe(node: Node | None, stage: str | None) -> str:
-    if node is None:
-        return f"the partition ({stage})"
-    line = source_line(node.meta.get("stack_trace"))
-    details = [f"node {node.name!r}", *([line] if line else []), *([f"in {stage}"] if stage else [])]
-    return f"{op_name(node)} ({', '.join(details)})"

@@ -7,12 +7,9 @@ by one, and only a program with anything else is traced.
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch._export.utils import _is_cia_op, _is_preservable_cia_op
 from torch._export.verifier import Verifier
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, OutputKind
@@ -20,16 +17,18 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 from torch.nn import Parameter
 
-from partitioner.nodes import argument
+from partitioner.functional_forms import (
+    IGNORED,
+    RENAMED,
+    VIEWS,
+    NotObviousError,
+    is_view,
+    out_of_place,
+    refuse_composite,
+    value_of,
+)
 
 _ATEN = torch.ops.aten
-
-# Operation, arguments after the first, and keywords.
-_Replacement = tuple[Any, tuple[Any, ...], dict[str, Any]]
-
-
-class _NotObviousError(Exception):
-    """Something of which the functional form is not obvious."""
 
 
 class FunctionalProgram(ExportedProgram):
@@ -59,7 +58,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     program._constants = dict(program.constants)
     try:
         graph = _rewritten(program)
-    except _NotObviousError:
+    except NotObviousError:
         return _known_functional(program.run_decompositions({}))
     signature = program.graph_signature
     return FunctionalProgram(
@@ -85,119 +84,13 @@ def _rewritten(program: ExportedProgram) -> Graph:
     outputs = program.graph_signature.output_specs
     plain = all(type(value) in (torch.Tensor, Parameter) for value in program.state_dict.values())
     if not plain or program.range_constraints or any(spec.kind != OutputKind.USER_OUTPUT for spec in outputs):
-        raise _NotObviousError
+        raise NotObviousError
     graph = _Rewriter(program).graph
     results = graph.output_node().args[0]
     names = [getattr(result, "name", None) for result in results]  # type: ignore[union-attr]
     if names != [getattr(spec.arg, "name", None) for spec in outputs]:  # a result that was written to afterwards
-        raise _NotObviousError
+        raise NotObviousError
     return graph
-
-
-def _reshaped(node: Node) -> _Replacement:
-    return _ATEN.view.default, (list(_value(node).shape),), {}
-
-
-def _converted(node: Node) -> _Replacement | None:
-    """``to`` in all its forms."""
-    if {torch.channels_last, torch.channels_last_3d} & {*_formats(node.args), *_formats(node.kwargs.values())}:
-        raise _NotObviousError
-    dtype = _value(node).dtype
-    if dtype == _value(node.args[0]).dtype:
-        return None
-    return _ATEN._to_copy.default, (), {"dtype": dtype}
-
-
-def _formats(values: Iterable[Any]) -> Iterator[torch.memory_format]:
-    return (value for value in values if isinstance(value, torch.memory_format))
-
-
-def _dropped(node: Node) -> None:
-    if argument(node, 2, "train", False):
-        raise _NotObviousError
-
-
-def _contiguous(node: Node) -> _Replacement | None:
-    if argument(node, 1, "memory_format", torch.contiguous_format) != torch.contiguous_format:
-        raise _NotObviousError
-    if _value(node.args[0]).is_contiguous():
-        return None
-    return _ATEN.clone.default, (), {"memory_format": torch.contiguous_format}
-
-
-def _split(node: Node) -> _Replacement:
-    pieces, axis = node.args[1], argument(node, 2, "dim", 0)
-    size = _value(node.args[0]).shape[axis]
-    if not isinstance(pieces, int) or len(node.meta["val"]) != pieces or size % pieces:
-        raise _NotObviousError
-    return _ATEN.split.Tensor, (size // pieces, axis), {}
-
-
-def _permuted(node: Node) -> _Replacement:
-    """A transposition as ExecuTorch has it, which would trace the program for that alone."""
-    order = list(range(_value(node).dim()))
-    first, second = node.args[1:]
-    order[first], order[second] = order[second], order[first]  # type: ignore[index]
-    return _ATEN.permute.default, (order,), {}
-
-
-# Operations that may return a view of their input, and what they become. None: their input.
-_VIEWS: Mapping[Any, Callable[[Node], _Replacement | None]] = MappingProxyType(
-    {
-        _ATEN.reshape.default: _reshaped,
-        _ATEN.flatten.using_ints: _reshaped,
-        _ATEN.view_as.default: _reshaped,
-        _ATEN.reshape_as.default: _reshaped,
-        _ATEN.unflatten.int: _reshaped,
-        _ATEN.expand_as.default: lambda node: (_ATEN.expand.default, (list(_value(node).shape),), {}),
-        _ATEN.transpose.int: _permuted,
-        _ATEN.to.dtype: _converted,
-        _ATEN.to.dtype_layout: _converted,
-        _ATEN.to.device: _converted,
-        _ATEN.to.other: _converted,
-        _ATEN.type_as.default: _converted,
-        _ATEN.dropout.default: _dropped,
-        _ATEN.dropout_.default: _dropped,
-        _ATEN.feature_dropout.default: _dropped,
-        _ATEN.feature_dropout_.default: _dropped,
-        _ATEN.contiguous.default: _contiguous,
-        _ATEN.chunk.default: _split,
-        _ATEN.detach.default: lambda node: None,
-        _ATEN.detach_.default: lambda node: None,
-        _ATEN.lift_fresh_copy.default: lambda node: (_ATEN.clone.default, (), {}),
-    }
-)
-
-# Operators of Python, which the dialects of ExecuTorch and Core ML Tools know by their other names.
-_RENAMED: Mapping[Any, Any] = MappingProxyType(
-    {
-        _ATEN.__and__.Tensor: _ATEN.bitwise_and.Tensor,
-        _ATEN.__and__.Scalar: _ATEN.bitwise_and.Scalar,
-        _ATEN.__or__.Tensor: _ATEN.bitwise_or.Tensor,
-        _ATEN.__or__.Scalar: _ATEN.bitwise_or.Scalar,
-        _ATEN.__xor__.Tensor: _ATEN.bitwise_xor.Tensor,
-        _ATEN.__xor__.Scalar: _ATEN.bitwise_xor.Scalar,
-    }
-)
-
-_IGNORED = frozenset({_ATEN._assert_tensor_metadata.default})
-
-
-def _value(node: Any) -> torch.Tensor:
-    value = node.meta.get("val") if isinstance(node, Node) else None
-    if not isinstance(value, torch.Tensor) or any(not isinstance(size, int) for size in value.shape):
-        raise _NotObviousError
-    return value
-
-
-def _is_view(source: Node, shape: list[int]) -> bool:
-    """Whether a reshape returns a view; else it is a copy and a view of that."""
-    value = _value(source)
-    try:
-        torch.empty_strided(value.shape, value.stride(), device="meta").view(shape)
-    except RuntimeError:
-        return False
-    return True
 
 
 class _Rewriter:
@@ -220,26 +113,26 @@ class _Rewriter:
     def _write(self, node: Node) -> None:
         if node.op != "call_function":
             if node.op == "get_attr":
-                raise _NotObviousError
+                raise NotObviousError
             self._new[node] = self._copied(node, node.target, node.args, node.kwargs)
         elif node.target is operator.getitem:
             self._new[node] = self._copied(node, node.target, node.args, node.kwargs)
             self._viewed.update(self._owners(node))
         elif not isinstance(node.target, torch._ops.OpOverload):
-            raise _NotObviousError
-        elif node.target in _VIEWS:
+            raise NotObviousError
+        elif node.target in VIEWS:
             self._viewed.update(self._owners(node))
             self._new[node] = self._replaced(node)
         elif node.target == _ATEN.batch_norm.default:
             self._new[node] = self._owner[node] = self._normalized(node)
         elif node.target._schema.is_mutable:
             self._write_in_place(node)
-        elif node.target not in _IGNORED:
+        elif node.target not in IGNORED:
             self._write_plain(node)
 
     def _write_plain(self, node: Node) -> None:
-        target: Any = _RENAMED.get(node.target, node.target)
-        _refuse_composite(target)
+        target: Any = RENAMED.get(node.target, node.target)
+        refuse_composite(target)
         self._new[node] = self._copied(node, target, node.args, node.kwargs)
         if any(result.alias_info is not None for result in target._schema.returns):
             self._viewed.update(self._owners(node))
@@ -249,14 +142,14 @@ class _Rewriter:
     def _write_in_place(self, node: Node) -> None:
         """Writes ``y = op_(x)`` as ``y = op(x)``; what reads x from here on reads y."""
         changed = node.args[0]
-        target = _out_of_place(node)
-        _refuse_composite(target)
+        target = out_of_place(node)
+        refuse_composite(target)
         owner = self._owner.get(changed) if isinstance(changed, Node) else None
         if owner is None or owner in self._viewed:
-            raise _NotObviousError
-        dtypes = {_value(value).dtype for value in node.all_input_nodes}
-        if len(dtypes) > 1 or _value(changed).shape != _value(node).shape:
-            raise _NotObviousError
+            raise NotObviousError
+        dtypes = {value_of(value).dtype for value in node.all_input_nodes}
+        if len(dtypes) > 1 or value_of(changed).shape != value_of(node).shape:
+            raise NotObviousError
         result = self._copied(node, target, node.args, node.kwargs)
         self._owner[node] = owner
         for alias, its_owner in self._owner.items():
@@ -268,19 +161,19 @@ class _Rewriter:
         return {self._owner[value] for value in node.all_input_nodes if value in self._owner}
 
     def _replaced(self, node: Node) -> Node:
-        replacement = _VIEWS[node.target](node)
+        replacement = VIEWS[node.target](node)
         source = node.args[0]
         if not isinstance(source, Node):
-            raise _NotObviousError
+            raise NotObviousError
         if replacement is None:
             seen = source.op == "placeholder" or any(user.op == "output" for user in node.users)
             return self._copied(node, _ATEN.clone.default, (source,), {}) if seen else self._new[source]
         target, arguments, keywords = replacement
-        if target is _ATEN.view.default and not _is_view(source, *arguments):
+        if target is _ATEN.view.default and not is_view(source, *arguments):
             copied = self._inserted(
                 node, _ATEN.clone.default, (self._new[source],), {"memory_format": torch.contiguous_format}
             )
-            copied.meta = _meta(node, _value(source).contiguous())
+            copied.meta = _meta(node, value_of(source).contiguous())
             return self._created(node, target, (copied, *arguments), {})
         return self._copied(node, target, (source, *arguments), keywords)
 
@@ -291,11 +184,11 @@ class _Rewriter:
     def _normalized(self, node: Node) -> Node:
         source, weight, bias, mean, variance, training, momentum, epsilon, *_ = node.args
         if training or mean is None:
-            raise _NotObviousError
+            raise NotObviousError
         target = _ATEN._native_batch_norm_legit_no_training.default
         operands = map(self._argument, (source, weight, bias, mean, variance, momentum, epsilon))
         whole = self._inserted(node, target, tuple(operands), {})
-        value = _value(node)
+        value = value_of(node)
         whole.meta = _meta(node, (value, value.new_empty((0,)), value.new_empty((0,))))
         return self._created(node, operator.getitem, (whole, 0), {})
 
@@ -310,25 +203,6 @@ class _Rewriter:
 
     def _argument(self, value: Any) -> Any:
         return torch.fx.node.map_arg(value, lambda node: self._new[node])
-
-
-def _refuse_composite(target: Any) -> None:
-    """Leaves what consists of other operations to a trace, unless it may stay whole."""
-    if _is_cia_op(target) and not _is_preservable_cia_op(target):
-        raise _NotObviousError
-
-
-def _out_of_place(node: Node) -> Any:
-    """The operation that returns what an operation writes into its first argument."""
-    target: Any = node.target
-    name = target._schema.name.split("::")[1]
-    packet = getattr(_ATEN, name.removesuffix("_"), None)
-    found = getattr(packet, target._overloadname, None)
-    written = [item.name for item in target._schema.arguments if item.alias_info is not None]
-    first = target._schema.arguments[0].name
-    if target.namespace != "aten" or not name.endswith("_") or found is None or written != [first]:
-        raise _NotObviousError
-    return found
 
 
 def _meta(node: Node, value: Any) -> dict[str, Any]:
