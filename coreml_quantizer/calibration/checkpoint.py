@@ -1,5 +1,7 @@
 """Calibration that was interrupted goes on where it stopped."""
 
+import hashlib
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from coreml_quantizer.calibration.observing import Observers
 from coreml_quantizer.errors import CalibrationError
 from coreml_quantizer.estimators.base import State
 
-_FORMAT = 2
+_MAGIC = b"coreml_quantizer calibration 2\n"
 
 
 def check_place(path: Path) -> None:
@@ -46,7 +48,6 @@ def save(path: Path, observers: Observers, batches: int, share: str) -> None:
         share: Which of all batches those are.
     """
     saved = {
-        "format": _FORMAT,
         "batches": batches,
         "share": share,
         "kinds": kinds_of(observers),
@@ -54,7 +55,7 @@ def save(path: Path, observers: Observers, batches: int, share: str) -> None:
     }
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        torch.save(saved, beside)
+        beside.write_bytes(_packed(saved))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -82,14 +83,22 @@ def load(path: Path, observers: Observers, share: str) -> int:
     return int(saved["batches"])
 
 
+def _packed(saved: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    torch.save(saved, content)
+    return _MAGIC + hashlib.sha256(content.getvalue()).digest() + content.getvalue()
+
+
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch.load raises many kinds of errors for damaged files, some of them plain RuntimeErrors.
-        raise CalibrationError(f"The checkpoint {path} cannot be read ({error}). Delete it to start anew.") from error
-    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+    raw = path.read_bytes()
+    if not raw.startswith(_MAGIC):
         raise CalibrationError(f"{path} is no calibration checkpoint. Give another path as `checkpoint`.")
+    begin = len(_MAGIC) + hashlib.sha256().digest_size
+    content = raw[begin:]
+    # torch.load checks no sums: it would take changed statistics as they are.
+    if hashlib.sha256(content).digest() != raw[len(_MAGIC) : begin]:
+        raise CalibrationError(f"The calibration checkpoint {path} is damaged. Delete it to start anew.")
+    saved: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return saved
 
 
