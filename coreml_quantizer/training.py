@@ -11,6 +11,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from coreml_quantizer.errors import QuantizerError, QuantizerWarning
 from coreml_quantizer.estimators import RangeObserver
+from coreml_quantizer.modes import trains
 from coreml_quantizer.scope import module_stack
 from coreml_quantizer.sharing import Place
 from coreml_quantizer.specs import Training
@@ -20,8 +21,6 @@ _PROBE = FixedQParamsQuantizationSpec(torch.uint8, 1.0, 0, quant_min=0, quant_ma
 
 
 _COUNTER = "num_batches_tracked"
-_TRAINING_ARGUMENTS = {torch.ops.aten.dropout: 2, torch.ops.aten.dropout_: 2, torch.ops.aten.batch_norm: 5}
-"""Operators that behave differently in training, and the argument that says so."""
 
 
 def refuse_training_mode(model: GraphModule) -> None:
@@ -30,26 +29,21 @@ def refuse_training_mode(model: GraphModule) -> None:
     Raises:
         QuantizerError: Some operator trains; the message lists the modules.
     """
-    training = sorted({_module_of(node) for node in model.graph.nodes if _trains(node)})
+    training = sorted({_module_of(node) for node in model.graph.nodes if _is_training(node)})
     if training:
         raise QuantizerError(
             f"The model was exported in training mode: {', '.join(training)}. Call model.eval() before "
-            "torch.export.export; what is calibrated must be what the device runs."
+            "torch.export.export; what is calibrated must be what the device runs. (Functions have to be told: a "
+            "dropout by training=self.training, attention by dropout_p=0.0 in evaluation.)"
         )
 
 
-def _trains(node: Node) -> bool:
-    position = _TRAINING_ARGUMENTS.get(getattr(node.target, "overloadpacket", None))  # type: ignore[arg-type]
-    if position is not None and not _has_no_statistics(node):
-        return len(node.args) > position and node.args[position] is True
+def _is_training(node: Node) -> bool:
+    if trains(node):
+        return True
     counter = node.args[0] if node.op == "call_function" and node.args else None
     writes = node.target is torch.ops.aten.add_.Tensor and isinstance(counter, Node) and counter.op == "get_attr"
     return writes and str(getattr(counter, "target", "")).endswith(_COUNTER)
-
-
-def _has_no_statistics(node: Node) -> bool:
-    """A weight may be normalized by a batch norm that keeps nothing: it is the same in eval mode."""
-    return node.target is torch.ops.aten.batch_norm.default and node.args[3] is None
 
 
 def _module_of(node: Node) -> str:

@@ -3,20 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from coreml_quantizer.modes import DROPOUTS
 from coreml_quantizer.qat.fake_quantize import Mode
 
 aten = torch.ops.aten
 
-KINDS = frozenset(
-    {
-        aten.dropout.default,
-        aten.dropout_.default,
-        aten.feature_dropout.default,
-        aten.alpha_dropout.default,
-        aten.feature_alpha_dropout.default,
-    }
-)
-"""All take (input, probability, whether to drop)."""
+KINDS = frozenset(dropout.default for dropout in DROPOUTS)
 
 
 class Dropout(nn.Module):

@@ -14,6 +14,7 @@ from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.qat.batch_norm import BatchNorm, factor_of
 from coreml_quantizer.qat.deferred_activation import DeferredActivation
 from coreml_quantizer.qat.dropout import Dropout
+from coreml_quantizer.qat.modal import Modal
 from coreml_quantizer.rules import rules
 from coreml_quantizer.values import constant_of
 from coreml_quantizer.weights.compressor import store
@@ -35,7 +36,7 @@ class Finisher(FakeQuantizeBase):
         raise NotImplementedError
 
     def convert(self, model: GraphModule, node: Node) -> None:
-        """Folds batch norms, removes dropouts and the mode, rounds constants to float16; torchao calls it."""
+        """Folds batch norms, removes dropouts and modes, rounds constants to float16; torchao calls it."""
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         model.graph.erase_node(node)
         for call in list(model.graph.nodes):
@@ -43,7 +44,7 @@ class Finisher(FakeQuantizeBase):
             if isinstance(module, Dropout):
                 call.replace_all_uses_with(call.args[0])
                 model.graph.erase_node(call)
-            elif isinstance(module, DeferredActivation):
+            elif isinstance(module, DeferredActivation | Modal):
                 module.restore(call)
             elif isinstance(module, BatchNorm):
                 _convert_batch_norm(model, call, module)

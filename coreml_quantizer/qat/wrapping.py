@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.export_utils import _EXPORTED_TRAINING_ATTR as MO
 
 from coreml_quantizer.annotator import Placement
 from coreml_quantizer.insertion import insert_observers
+from coreml_quantizer.modes import trains
 from coreml_quantizer.qat.deferred_activation import defer_activations
 from coreml_quantizer.qat.dropout import KINDS, Dropout
 from coreml_quantizer.qat.factory import fake_quantizer_of
@@ -20,6 +21,7 @@ from coreml_quantizer.qat.fake_quantize import FakeQuantizer, FixedFakeQuantize,
 from coreml_quantizer.qat.finishing import Finisher
 from coreml_quantizer.qat.folded_weight import FoldedWeight
 from coreml_quantizer.qat.hiding import HiddenBatchNorm
+from coreml_quantizer.qat.modal import Modal
 from coreml_quantizer.qat.schedule import Scheduled, most_common_milestones
 from coreml_quantizer.sharing import Place
 
@@ -59,7 +61,7 @@ def wrap_for_training(
     placement: Placement,
     hidden: list[HiddenBatchNorm],
 ) -> list[Scheduled]:
-    """Inserts fake quantizers, and makes batch norms and dropouts follow the mode of the model.
+    """Inserts fake quantizers, and makes what trains follow the mode of the model.
 
     Args:
         graph_module: The annotated graph with hidden batch norms, changed in place.
@@ -76,6 +78,7 @@ def wrap_for_training(
     insert_observers(graph_module, quantizers, placement.sources)
     _train_batch_norms(graph_module, hidden, mode, folded)
     _train_dropouts(graph_module, mode)
+    _train_modal(graph_module, mode)
     defer_activations(graph_module)
     _pass_mode(graph_module, mode)
     _add_finisher(graph_module)
@@ -188,6 +191,12 @@ def _train_dropouts(graph_module: GraphModule, mode: Node) -> None:
         node.op, node.target, node.args = "call_module", name, (node.args[0], mode)
 
 
+def _train_modal(graph_module: GraphModule, mode: Node) -> None:
+    found = [node for node in graph_module.graph.nodes if trains(node)]
+    for index, node in enumerate(found):
+        Modal.take(graph_module, node, f"_modal_{index}", mode)
+
+
 def _pass_mode(graph_module: GraphModule, mode: Node) -> None:
     for node in graph_module.graph.nodes:
         if node.op == "call_module" and len(node.args) == 1:
@@ -198,10 +207,8 @@ def _pass_mode(graph_module: GraphModule, mode: Node) -> None:
 
 def _add_mode(graph_module: GraphModule, hidden: list[HiddenBatchNorm]) -> Node:
     """Adds the attribute in which torchao keeps whether an exported model trains, and a node that reads it."""
-    trains = any(batch_norm.trains for batch_norm in hidden) or any(
-        node.target in KINDS and node.args[2] is True for node in graph_module.graph.nodes
-    )
-    setattr(graph_module, MODE, True if trains else None)
+    training = any(batch_norm.trains for batch_norm in hidden) or any(trains(node) for node in graph_module.graph.nodes)
+    setattr(graph_module, MODE, True if training else None)
     with graph_module.graph.inserting_before(next(iter(graph_module.graph.nodes))), warnings.catch_warnings():
         # It is a plain attribute, which the graph reads as well as a buffer.
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node with no underlying reference")
