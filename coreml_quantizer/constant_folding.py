@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from coreml_quantizer.garbage import without_collection
-from coreml_quantizer.values import evaluate, find_constants, find_written_values
+from coreml_quantizer.values import evaluate, find_constants, find_feeding, find_written_values
 
 _LARGEST = 2**20
 """Elements of a result that is stored; Core ML Tools leaves the computation of larger ones to the device too."""
@@ -24,7 +24,8 @@ _PREFIX = "_folded_constant"
 def fold_constants(graph_module: GraphModule, keep: Container[Node] = ()) -> None:
     """Stores the results of computations on constants as buffers, in place.
 
-    Views of constants are left: they are exact, and storing them would only copy.
+    Views of constants are left: they are exact, and storing them would only copy. What goes into a kept node alone is
+    left too.
 
     Args:
         graph_module: An exported graph.
@@ -32,7 +33,9 @@ def fold_constants(graph_module: GraphModule, keep: Container[Node] = ()) -> Non
     """
     nodes = list(graph_module.graph.nodes)
     constants = find_constants(nodes, find_written_values(nodes))
-    folded = [node for node in nodes if node in constants and node not in keep and _is_worth_it(node, constants)]
+    left = find_feeding(nodes, keep)
+    candidates = [node for node in nodes if node in constants and node not in keep and node not in left]
+    folded = [node for node in candidates if _is_worth_it(node, constants)]
     # From the end, so that operators that write in place are gone before what they write to is stored.
     for index, node in reversed(list(enumerate(folded))):
         if node.users and not any(_writes(user) for user in node.users):

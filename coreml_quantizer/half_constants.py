@@ -18,7 +18,7 @@ from coreml_quantizer.half import rounded_to_half
 from coreml_quantizer.half_divisors import multiply_by_reciprocals
 from coreml_quantizer.half_scalars import round_scalars_to_half
 from coreml_quantizer.rules import RuleTable
-from coreml_quantizer.values import find_written_values, is_float
+from coreml_quantizer.values import find_feeding, find_written_values, is_float
 
 _BIAS_POSITION = 2
 """Where every convolution and linear layer takes its bias. A bias is added to values of ordinary size, so what float16
@@ -30,6 +30,8 @@ def round_constants_to_half(
     graph_module: GraphModule, quantized_weights: Iterable[tuple[Node, Node]], rules: RuleTable
 ) -> None:
     """Rounds float32 constants of `graph_module` that are read outside of quantized weights, in place.
+
+    What a quantized weight is computed from keeps its precision too.
 
     Tensors are replaced, not written to: an exported graph shares its parameters with the model it came from.
 
@@ -44,11 +46,15 @@ def round_constants_to_half(
         quantized.setdefault(constant, set()).add(consumer)
     nodes = list(graph_module.graph.nodes)
     written = find_written_values(nodes)
+    weights = {constant for constant, consumers in quantized.items() if set(constant.users) <= consumers}
+    weights |= find_feeding(nodes, weights)
     replacements: dict[int, _Replacement] = {}
     for node in nodes:
+        if node in weights or not node.users:
+            continue
         if node.op == "call_function" and is_float(node):
             round_scalars_to_half(node)
-        elif node.op == "get_attr" and node not in written and not set(node.users) <= quantized.get(node, set()):
+        elif node.op == "get_attr" and node not in written:
             is_bias = all(_takes_as_bias(user, node, rules) for user in node.users)
             _round_tensor(graph_module, str(node.target), replacements, negligible=is_bias)
     _keep_ties(graph_module, replacements)

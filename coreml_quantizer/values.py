@@ -1,7 +1,7 @@
 """What a graph says of its values before anything is quantized: which are constants, and which are written in place."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -31,6 +31,20 @@ def find_constants(nodes: list[Node], written: set[Node]) -> set[Node]:
         if fixed and node not in written:
             constants.add(node)
     return constants
+
+
+def find_feeding(nodes: list[Node], ends: Container[Node]) -> set[Node]:
+    """Returns the nodes whose values go into nothing but `ends`, directly or through each other.
+
+    Args:
+        nodes: All nodes in topological order.
+        ends: Some of them.
+    """
+    found: set[Node] = set()
+    for node in reversed(nodes):
+        if node.users and all(user in ends or user in found for user in node.users):
+            found.add(node)
+    return found
 
 
 def evaluate(node: Node, graph_module: GraphModule) -> Any:

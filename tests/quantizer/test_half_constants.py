@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
+from coreml_quantizer import CoreMLQuantizer
 from coreml_quantizer.half import rounded_to_half
 
 from .graphs import IMAGE, calls, prepare
@@ -44,6 +46,30 @@ def test_quantized_weights_keep_their_precision() -> None:
     model = nn.Conv2d(3, 4, 3)
     prepared = prepare(model, IMAGE)
     assert torch.equal(prepared.get_parameter("weight"), model.weight)
+
+
+class Computed(nn.Module):
+    """A weight that is computed from parameters at every call, and read through a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.direction = nn.Parameter(torch.randn(4, 8))
+        self.length = nn.Parameter(torch.rand(4, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (nn.functional.normalize(self.direction) * self.length * 0.3).t()
+
+
+def test_what_a_quantized_weight_is_computed_from_keeps_its_precision() -> None:
+    model = Computed()
+    quantizer = CoreMLQuantizer()
+    prepared = prepare_pt2e(torch.export.export(model, IMAGE).module(), quantizer)
+    assert torch.equal(prepared.get_parameter("direction"), model.direction)
+    assert torch.equal(prepared.get_parameter("length"), model.length)
+    report = quantizer.report(prepared).to_dict()
+    (product,) = (found for found in report["operators"] if found["op"] == "aten.matmul")
+    assert set(product["weights"]) == {"direction", "length"}
 
 
 def test_what_half_cannot_hold_stays() -> None:
