@@ -1,9 +1,10 @@
 """The partitioner: which part of an edge program Core ML takes, and what ExecuTorch must keep whole for it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
 import coremltools as ct
@@ -24,6 +25,7 @@ from partitioner.nodes import constant_values
 from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
 from partitioner.size_ranges import SizeRange, merged, size_ranges
+from partitioner.states import initialized_buffers, keep_outside, spread, unfit
 from partitioner.storage_notes import storage_notes
 from partitioner.support import Rejection, decide, refusal, rejections
 from partitioner.trials import FAILS, failures
@@ -89,6 +91,7 @@ class CoreMLPartitioner(Partitioner):
         self._reports: tuple[LoweringReport, ...] = ()
         self._notes: tuple[list[str], ...] = ()
         self._size_ranges: tuple[SizeRange, ...] = ()
+        self._initialized: frozenset[str] = frozenset()
         self._constants: dict[str, torch.Tensor] = {}
         options = parse(self.compile_specs)
         check_together(
@@ -129,7 +132,9 @@ class CoreMLPartitioner(Partitioner):
         self._target_for(exported_program)
         known = () if finished else self._size_ranges
         self._size_ranges = merged((*known, *size_ranges(exported_program)))
-        return functional(exported_program)
+        program = functional(exported_program)
+        self._initialized = initialized_buffers(program) | (frozenset() if finished else self._initialized)
+        return program
 
     def ops_to_not_decompose(
         self, ep: ExportedProgram
@@ -163,7 +168,7 @@ class CoreMLPartitioner(Partitioner):
             UnsupportedOpError: `lower_full_graph` is set and Core ML cannot take everything, or the program
                 quantizes dynamically.
         """
-        target = self._target_for(exported_program)
+        self._target_for(exported_program)
         decisions = decide(exported_program, self.skipped, self.take_over_constant_data)
         groups = self._group(exported_program, decisions)
         refused = rejections(decisions)
@@ -178,17 +183,16 @@ class CoreMLPartitioner(Partitioner):
             )
         if any(rejection.op.startswith("quantized_decomposed.") for rejection in refused):
             import executorch.kernels.quantized  # registers the kernels of what stays outside  # noqa: F401
-        self.record(exported_program, decisions, len(groups))
-        spec = DelegationSpec(self.delegation_spec.backend_id, self._marked_specs(target))
-        tags: dict[str, DelegationSpec] = {}
         for index, nodes in enumerate(groups):
-            tags[f"tag{index}"] = spec
             for node in nodes:
                 node.meta["delegation_tag"] = f"tag{index}"
         if self.take_over_constant_data:
             tag_constant_data(exported_program)
-        if self.take_over_mutable_buffer:
-            tag_mutated_buffer(exported_program)
+        outside = self._tag_states(exported_program)
+        self.record(exported_program, decisions, len(groups), outside)
+        specs = self._marked_specs(self._target_for(exported_program, outside))
+        spec = DelegationSpec(self.delegation_spec.backend_id, specs)
+        tags = {f"tag{index}": spec for index in range(len(groups))}
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
 
     def report(self) -> tuple[LoweringReport, ...]:
@@ -197,12 +201,27 @@ class CoreMLPartitioner(Partitioner):
             replace(report, notes=tuple(notes)) for report, notes in zip(self._reports, self._notes, strict=True)
         )
 
-    def record(self, program: ExportedProgram, decisions: Mapping[Node, str | None], partitions: int) -> None:
-        """Adds to the report what was decided for a program."""
-        needs = find_requirements(program, self.skipped, self.take_over_mutable_buffer)
+    def record(
+        self,
+        program: ExportedProgram,
+        decisions: Mapping[Node, str | None],
+        partitions: int,
+        outside: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Adds to the report what was decided for a program.
+
+        Args:
+            program: The program.
+            decisions: Every ``call_function`` node -> the reason why Core ML does not take it, or None.
+            partitions: Number of delegate calls.
+            outside: Mutable buffers that stay outside Core ML, with reasons.
+        """
+        needs = find_requirements(program, self.skipped, self._states(program, outside))
         given = parse(self.compile_specs).minimum_deployment_target
         target = lowest_target(needs) if given is None else given
-        self._notes += (storage_notes(decisions, constant_values(program, self.take_over_constant_data)),)
+        notes = storage_notes(decisions, constant_values(program, self.take_over_constant_data))
+        notes += [f"the mutable buffer {name!r} stays outside Core ML: {reason}" for name, reason in outside.items()]
+        self._notes += (notes,)
         self._reports += (make_report(decisions, partitions, target, needs, given is not None),)
 
     def specs_for(self, program: ExportedProgram) -> list[CompileSpec]:
@@ -219,15 +238,33 @@ class CoreMLPartitioner(Partitioner):
         """Lower-case names of the operations that the user keeps outside Core ML."""
         return frozenset(name.lower() for name in self.skip_ops_for_coreml_delegation)
 
+    def _states(self, program: ExportedProgram, outside: Collection[str] = ()) -> tuple[str, ...]:
+        """Names of the mutable buffers that Core ML can take over, without those known to stay outside."""
+        if not self.take_over_mutable_buffer:
+            return ()
+        left = {*outside, *unfit(program, self._initialized | initialized_buffers(program))}
+        return tuple(name for name in program.graph_signature.buffers_to_mutate.values() if name not in left)
+
+    def _tag_states(self, program: ExportedProgram) -> dict[str, str]:
+        """Tags the mutable buffers that Core ML takes over; returns why not for the others that it was to take."""
+        initialized = self._initialized | initialized_buffers(program)
+        if not self.take_over_mutable_buffer:
+            keep_outside(program, program.graph_signature.buffers_to_mutate.values(), initialized)
+            return {}
+        tag_mutated_buffer(program)
+        outside = {**unfit(program, initialized), **spread(program, self._states(program))}
+        keep_outside(program, outside, initialized)
+        return outside
+
     def _group(self, program: ExportedProgram, decisions: Decisions) -> Groups:
         options = parse(self.specs_for(program))
         tried = None if self.on_error == "raise" else partial(failures, program, options, self._constants)
         # What a user separates by name is not judged.
         return group(program, decisions, tried, delegate_islands=self.delegate_islands or bool(self.skipped))
 
-    def _target_for(self, program: ExportedProgram) -> ct.target | None:
+    def _target_for(self, program: ExportedProgram, outside: Collection[str] = ()) -> ct.target | None:
         refuse_dynamic_quantization(program)
-        needs = find_requirements(program, self.skipped, self.take_over_mutable_buffer)
+        needs = find_requirements(program, self.skipped, self._states(program, outside))
         given = parse(self.compile_specs).minimum_deployment_target
         if given is not None:
             check_target(needs, given)

@@ -5,7 +5,7 @@ tables), and the opsets of the MIL operations ``quantize``, ``constexpr_blockwis
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -113,28 +113,25 @@ RULES: Mapping[str, _Rule] = MappingProxyType(
     }
 )
 
-_FREEZE_STATISTICS = (
-    "The program updates the running statistics of batch norms, which is training: call model.eval() before "
-    "torch.export.export"
-)
+_NO_STATES = "To leave mutable buffers to ExecuTorch: CoreMLPartitioner(take_over_mutable_buffer=False)"
 
 # Operations that compute scales at run time, and the quantizers that take them.
 _DYNAMIC = ("choose_qparams", "_choose_qparams")
 
 
 def find_requirements(
-    program: ExportedProgram, skipped: Iterable[str] = (), take_over_buffers: bool = True
+    program: ExportedProgram, skipped: Iterable[str] = (), states: Collection[str] = ()
 ) -> list[Requirement]:
     """Lists what a program asks of the device beyond the oldest Core ML that runs ML programs.
 
     Args:
         program: An ATen or edge program.
         skipped: Full lower-case names of operations that stay outside Core ML.
-        take_over_buffers: Whether mutable buffers become Core ML states.
+        states: Names of the mutable buffers that become Core ML states.
     """
     names = set(skipped)
     constants = constant_values(program)
-    found = [*_io_requirements(program, take_over_buffers)]
+    found = [*_io_requirements(program, states)]
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
@@ -152,12 +149,10 @@ def _entry(node: Node) -> str | None:
     return next((str(entry) for entry in entries if entry), None)
 
 
-def _io_requirements(program: ExportedProgram, take_over_buffers: bool) -> Iterable[Requirement]:
+def _io_requirements(program: ExportedProgram, states: Collection[str]) -> Iterable[Requirement]:
     signature = program.graph_signature
-    if take_over_buffers:
-        for buffer in signature.buffers_to_mutate.values():
-            remedy = _FREEZE_STATISTICS if buffer.endswith("num_batches_tracked") else None
-            yield Requirement(ct.target.iOS18, "mutable buffers as Core ML states", f"buffer {buffer!r}", remedy)
+    for buffer in states:
+        yield Requirement(ct.target.iOS18, "mutable buffers as Core ML states", f"buffer {buffer!r}", _NO_STATES)
     user_inputs = {spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT}
     if not user_inputs:
         yield Requirement(ct.target.iOS18, "a model without inputs", "the program")
