@@ -2,22 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from coreml_quantizer.config import checks
-from coreml_quantizer.config.checks import Check
 from coreml_quantizer.config.display import ShortRepr
-from coreml_quantizer.config.milestones import milestone_problems
-from coreml_quantizer.estimators import ESTIMATORS
+from coreml_quantizer.config.layer_checks import (
+    activation_problems,
+    estimator_problems,
+    granularity_of,
+    layer_problems,
+    named_problems,
+    weight_problems,
+)
 from coreml_quantizer.specs import Milestones
-
-WEIGHT_DTYPES = ("int8", "uint8", "int4", "uint4", "lut1", "lut2", "lut3", "lut4", "lut6", "lut8")
-"""Integer types, and lookup tables by the bits of an index. Source: Core ML's constexpr operations."""
-
-GRANULARITIES = ("per_tensor", "per_channel", "per_block", "per_channel_group")
-SCHEMES = ("symmetric", "affine")
-ALGORITHMS = ("vanilla", "learnable")
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,13 +35,13 @@ class EstimatorConfig(ShortRepr):
     arguments: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks.refuse(_named_problems(self.name, self.arguments))
+        checks.refuse(named_problems(self.name, self.arguments))
         object.__setattr__(self, "arguments", dict(self.arguments))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any] | str) -> "EstimatorConfig":
         """Reads a name, or a dict of a name and arguments."""
-        checks.refuse(_estimator_problems(fields))
+        checks.refuse(estimator_problems(fields))
         given: dict[str, Any] = {"name": fields} if isinstance(fields, str) else dict(fields)
         return cls(given.pop("name"), given)
 
@@ -80,14 +77,14 @@ class WeightConfig(ShortRepr):
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
 
     def __post_init__(self) -> None:
-        checks.refuse(_weight_problems(self.to_dict()))
-        object.__setattr__(self, "granularity", _granularity(self.to_dict()))
+        checks.refuse(weight_problems(self.to_dict()))
+        object.__setattr__(self, "granularity", granularity_of(self.to_dict()))
         _name_to_estimator(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "WeightConfig":
         """Reads a dict of the attributes above; what is left out has its default."""
-        checks.refuse(_weight_problems(fields))
+        checks.refuse(weight_problems(fields))
         return cls(**_with_estimator(fields, "min_max"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,13 +110,13 @@ class ActivationConfig(ShortRepr):
     estimator: EstimatorConfig = field(default_factory=lambda: EstimatorConfig("automatic"))
 
     def __post_init__(self) -> None:
-        checks.refuse(_activation_problems(self.to_dict()))
+        checks.refuse(activation_problems(self.to_dict()))
         _name_to_estimator(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ActivationConfig":
         """Reads a dict of the attributes above; what is left out has its default."""
-        checks.refuse(_activation_problems(fields))
+        checks.refuse(activation_problems(fields))
         return cls(**_with_estimator(fields, "automatic"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,23 +172,6 @@ class LayerConfig(ShortRepr):
         return {**{name: None if side is None else side.to_dict() for name, side in sides.items()}, **training}
 
 
-def layer_problems(fields: Any) -> list[str]:
-    """Returns what is wrong with a dict of LayerConfig fields; each line starts with the field."""
-    return checks.problems(
-        fields,
-        {
-            "weight": _optional(_weight_problems),
-            "activation": _optional(_activation_problems),
-            "algorithm": checks.one_of(ALGORITHMS),
-            "milestones": _milestone_problems,
-        },
-    )
-
-
-def _milestone_problems(given: Any) -> list[str]:
-    return [line.removeprefix("milestones") for line in milestone_problems(given)]
-
-
 _OPTIONAL = ("granularity", "block_size", "group_size")
 
 
@@ -209,94 +189,3 @@ def _name_to_estimator(config: WeightConfig | ActivationConfig) -> None:
     given: Any = config.estimator
     if not isinstance(given, EstimatorConfig):
         object.__setattr__(config, "estimator", EstimatorConfig.from_dict(given))
-
-
-def _optional(check: Check) -> Check:
-    return lambda value: [] if value is None else check(value)
-
-
-def _estimator_problems(given: Any) -> list[str]:
-    given = {"name": given} if isinstance(given, str) else given
-    if not isinstance(given, Mapping) or "name" not in given:
-        return [f"={given!r}: must be the name of an estimator, or a dict of its name and arguments."]
-    return _named_problems(given["name"], {k: value for k, value in given.items() if k != "name"})
-
-
-def _named_problems(name: Any, arguments: Any) -> list[str]:
-    found = checks.one_of(tuple(ESTIMATORS))(name)
-    if found:
-        return [f".name{line}" for line in found]
-    if not isinstance(arguments, Mapping):
-        return [f".arguments={arguments!r}: must be a dict from the name of an argument to its value."]
-    allowed = ESTIMATORS[name].ARGUMENTS
-    return checks.problems(arguments, {key: checks.number(argument) for key, argument in allowed.items()})
-
-
-_WEIGHT_FIELDS: Mapping[str, Check] = MappingProxyType(
-    {
-        "dtype": checks.one_of(WEIGHT_DTYPES),
-        "scheme": checks.one_of(SCHEMES),
-        "granularity": _optional(checks.one_of(GRANULARITIES)),
-        "block_size": _optional(checks.positive),
-        "group_size": _optional(checks.positive),
-        "estimator": _estimator_problems,
-    }
-)
-_ACTIVATION_FIELDS: Mapping[str, Check] = MappingProxyType(
-    {"dtype": checks.one_of(("uint8",)), "scheme": checks.one_of(SCHEMES), "estimator": _estimator_problems}
-)
-
-
-def _activation_problems(fields: Any) -> list[str]:
-    return checks.problems(fields, _ACTIVATION_FIELDS) or _whole_only(fields, "activation")
-
-
-def _weight_problems(fields: Any) -> list[str]:
-    return checks.problems(fields, _WEIGHT_FIELDS) or _combination_problems(fields)
-
-
-def _combination_problems(fields: Mapping[str, Any]) -> list[str]:
-    """What is wrong with values that are each allowed."""
-    granularity = _granularity(fields)
-    table = _is_table(fields)
-    found = []
-    for name, needed in (("block_size", "per_block"), ("group_size", "per_channel_group")):
-        given = fields.get(name)
-        if given is None and granularity == needed:
-            found.append(f".granularity={needed!r}: needs {name}.")
-        elif given is not None and granularity != needed:
-            found.append(f".{name}={given!r}: goes with granularity={needed!r}, and only with it.")
-    if table and granularity in ("per_channel", "per_block"):
-        found.append(f".granularity={granularity!r}: a lookup table is 'per_tensor' or 'per_channel_group'.")
-    if table and fields.get("scheme", "symmetric") != "symmetric":
-        found.append(".scheme='affine': a lookup table has no zero point; leave scheme out.")
-    if table and _estimator_name(fields) != "min_max":
-        found.append(f".estimator={_estimator_name(fields)!r}: tables come from clustering; leave estimator out.")
-    return found or ([] if table else _whole_only(fields, granularity))
-
-
-def _is_table(fields: Mapping[str, Any]) -> bool:
-    return str(fields.get("dtype", "int8")).startswith("lut")
-
-
-def _granularity(fields: Mapping[str, Any]) -> str:
-    """The granularity that is given, or that follows from the rest."""
-    if fields.get("granularity") is not None:
-        return str(fields["granularity"])
-    sizes = {"block_size": "per_block", "group_size": "per_channel_group"}
-    implied = next((name for size, name in sizes.items() if fields.get(size) is not None), None)
-    return implied or ("per_tensor" if _is_table(fields) else "per_channel")
-
-
-def _whole_only(fields: Mapping[str, Any], granularity: str) -> list[str]:
-    """Some estimators know one range for a whole tensor alone."""
-    name = _estimator_name(fields)
-    if granularity in ("per_tensor", "activation") or ESTIMATORS[name].PER_CHANNEL:
-        return []
-    able = ", ".join(repr(key) for key, kind in ESTIMATORS.items() if kind.PER_CHANNEL)
-    return [f".estimator={name!r}: finds one range for a whole tensor; with granularity={granularity!r} use {able}."]
-
-
-def _estimator_name(fields: Mapping[str, Any]) -> str:
-    estimator = fields.get("estimator", "min_max")
-    return estimator if isinstance(estimator, str) else str(estimator["name"])

@@ -13,7 +13,8 @@ from coreml_quantizer.config import checks
 from coreml_quantizer.config.checks import Check
 from coreml_quantizer.config.display import ShortRepr
 from coreml_quantizer.config.keys import function_key, op_key, same_keys, type_key
-from coreml_quantizer.config.layers import LayerConfig, layer_problems
+from coreml_quantizer.config.layer_checks import layer_problems
+from coreml_quantizer.config.layers import LayerConfig
 
 ENDS = ("as_configured", "weight_only", "float")
 BOUNDARIES = ("quantized", "float")
