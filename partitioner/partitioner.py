@@ -21,6 +21,7 @@ from partitioner.compile_specs import NotedSpecs, parse, with_mark, write_option
 from partitioner.errors import UnsupportedOpError
 from partitioner.functional import functional
 from partitioner.groups import Decisions, Groups, group
+from partitioner.high_ranks import lower_ranks
 from partitioner.nodes import constant_values
 from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
@@ -29,6 +30,7 @@ from partitioner.states import initialized_buffers, keep_outside, spread, unfit
 from partitioner.storage_notes import storage_notes
 from partitioner.support import Rejection, decide, refusal, rejections
 from partitioner.trials import FAILS, failures
+from partitioner.unfinished import refuse_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +125,10 @@ class CoreMLPartitioner(Partitioner):
 
         Raises:
             DeploymentTargetError: The program needs a newer deployment target than the given one.
-            UnsupportedOpError: The program quantizes dynamically.
+            UnsupportedOpError: The program quantizes dynamically, was exported in training mode, or was prepared for
+                quantization and not converted.
         """
+        refuse_unfinished(exported_program)
         finished = bool(self._reports)  # what is known is of an earlier lowering, not of another method
         self.rejections = ()
         self._reports = ()
@@ -133,6 +137,7 @@ class CoreMLPartitioner(Partitioner):
         known = () if finished else self._size_ranges
         self._size_ranges = merged((*known, *size_ranges(exported_program)))
         program = functional(exported_program)
+        lower_ranks(program)
         self._initialized = initialized_buffers(program) | (frozenset() if finished else self._initialized)
         return program
 

@@ -1,0 +1,83 @@
+"""Programs that are not ready to be lowered: exported in training mode, or prepared for quantization only."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from partitioner.errors import UnsupportedOpError
+from partitioner.nodes import argument, op_name, source_line
+
+_MOST_PLACES = 5
+
+
+def _trains_statistics(node: Node) -> bool:
+    """Without running statistics, a norm computes them of its input in either mode."""
+    return bool(argument(node, 5, "training")) and argument(node, 3, "running_mean") is not None
+
+
+def _drops(node: Node) -> bool:
+    return float(argument(node, 4, "dropout_p", 0.0)) > 0
+
+
+_TRAINING: Mapping[str, Callable[[Node], bool]] = MappingProxyType(
+    {
+        "aten.batch_norm.default": _trains_statistics,
+        "aten.native_batch_norm.default": _trains_statistics,
+        "aten._native_batch_norm_legit.default": _trains_statistics,
+        "aten._native_batch_norm_legit_functional.default": _trains_statistics,
+        "aten.scaled_dot_product_attention.default": _drops,
+    }
+)
+"""Operations that compute something else in training, and whether one does."""
+
+_OBSERVER = re.compile(r"\bactivation_post_process_\d+")
+"""What PT2E names the observers and fake quantizers that it puts into a graph."""
+
+
+def refuse_unfinished(program: ExportedProgram) -> None:
+    """Refuses a program that is in training, or whose quantization was not converted.
+
+    Args:
+        program: What `torch.export.export` returns.
+
+    Raises:
+        UnsupportedOpError: Names operations, their source lines and the call that is missing.
+    """
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    prepared = [name for node in nodes if (name := _observer(node)) is not None]
+    if prepared:
+        raise UnsupportedOpError(
+            "the program was prepared for quantization, and its observers and fake quantizers are still in it:\n"
+            + "\n".join(_first(prepared))
+            + "\nCall convert_pt2e(prepared), or LinearQuantizer.finalize(), before torch.export.export"
+        )
+    training = [node for node in nodes if (trains := _TRAINING.get(op_name(node))) is not None and trains(node)]
+    if training:
+        raise UnsupportedOpError(
+            "the program was exported in training mode:\n"
+            + "\n".join(_first(map(_place, training)))
+            + "\nCall model.eval() before torch.export.export; where a function takes dropout_p or training, pass "
+            "dropout_p=0.0 or training=False"
+        )
+
+
+def _observer(node: Node) -> str | None:
+    """The observer that an operation is of, or the operation itself when it is a fake quantizer."""
+    stack = node.meta.get("nn_module_stack") or {}
+    found = next((match for entry in stack.values() if (match := _OBSERVER.search(str(entry[0])))), None)
+    if found is not None:
+        return found.group()
+    return _place(node) if "fake_quantize" in op_name(node) else None
+
+
+def _place(node: Node) -> str:
+    return f"{op_name(node)} ({source_line(node.meta.get('stack_trace')) or f'node {node.name!r}'})"
+
+
+def _first(places: Iterable[str]) -> list[str]:
+    lines = list(dict.fromkeys(places))
+    more = [f"  and {len(lines) - _MOST_PLACES} more"] if len(lines) > _MOST_PLACES else []
+    return [f"  {line}" for line in lines[:_MOST_PLACES]] + more
