@@ -1,6 +1,6 @@
 """What the operators and the weights of a graph amount to."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -44,17 +44,30 @@ def measure(prepared: GraphModule, decisions: Iterable[Decision]) -> Costs:
     quantized = {name for found in decisions for name in found.weights}
     if not quantized <= tensors.keys() and not any("." in found.node for found in decisions):
         raise QuantizerError("This graph is converted already. Report on what prepare_pt2e returned.")
-    macs = {node: multiply_adds(node, prepared) for node in prepared.graph.nodes if node.op == "call_function"}
     # What computes in floating point may read what others quantized.
     quantizes = {found.node for found in decisions if found.outcome != "float" and found.activations}
-    reads = (node for node in macs if node.name in quantizes and _reads_quantized(node, prepared))
+    macs = quantized_macs = 0
+    for name, node, graph in _calls(prepared):
+        count = multiply_adds(node, graph)
+        macs += count
+        if count and name in quantizes and _reads_quantized(node, graph):
+            quantized_macs += count
     return Costs(
-        sum(macs.values()),
-        sum(macs[node] for node in reads),
+        macs,
+        quantized_macs,
         _bytes(tensors.values()),
         _bytes(tensors[name] for name in quantized if name in tensors),
         tuple(_misfits(prepared)),
     )
+
+
+def _calls(prepared: GraphModule) -> Iterator[tuple[str, Node, GraphModule]]:
+    """Calls by the names that decisions have; branches and bodies of control flow count as if each ran once."""
+    for path, graph in prepared.named_modules():
+        if isinstance(graph, GraphModule):
+            for node in graph.graph.nodes:
+                if node.op == "call_function":
+                    yield f"{path}.{node.name}" if path else node.name, node, graph
 
 
 def _reads_quantized(node: Node, graph_module: GraphModule) -> bool:

@@ -82,12 +82,12 @@ class Report:
             for found in shown
         ]
         hidden = len(self.decisions) - len(shown)
-        left_out = [f"{hidden} operators on integers, masks or constants are not listed."] if hidden else []
+        left_out = [f"Operators on integers, masks or constants that are not listed: {hidden}."] if hidden else []
         return render(_COLUMNS, rows, [*self._summary(), *left_out, *(f"Warning: {text}" for text in self.warnings)])
 
     def _summary(self) -> Iterable[str]:
         outcomes = Counter(_outcome(decision) for decision in self.decisions)
-        yield ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+        yield ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()) or "no operators"
         yield f"{self.macs.fraction:.1%} of {self.macs.total:,} multiply-adds read quantized activations"
         yield f"{self.weight_bytes.fraction:.1%} of {self.weight_bytes.total:,} bytes of weights are quantized"
 

@@ -88,6 +88,25 @@ def test_products_are_counted() -> None:
     assert quantizer.report(prepared).macs.total == attention + 2 * 3 * 8 * 8 * 8 + 8 * 8 * 7
 
 
+def test_branches_are_counted() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, self.linear, lambda y: self.linear(-y), (x,)) + self.linear(x)
+
+    quantizer, prepared = prepare(None, Branches())
+    found = quantizer.report(prepared).macs
+    assert (found.quantized, found.total) == (48 * 32, 3 * 48 * 32)
+
+
+def test_a_model_without_operators_has_a_report() -> None:
+    quantizer, prepared = prepare(None, nn.Identity())
+    assert repr(quantizer.report(prepared)).startswith("<Report: no operators; 0.0% of 0 multiply-adds")
+
+
 def test_ellipses_are_counted() -> None:
     class Product(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
