@@ -104,7 +104,7 @@ def test_milestones_of_one_module() -> None:
 @pytest.mark.parametrize(
     ("milestones", "words"),
     [
-        ([0, 1, 2], ["length 4"]),
+        ([0, 1, 2], ["4 step counts"]),
         ([3, 1, 4, 5], ["'fake quantization on' comes before 'observers on'"]),
         ([-1, 1, 4, 5], ["'fake quantization on' comes before 'observers on'"]),
         ([3, 3, 1, -1], ["'observers off' comes before 'observers on'"]),
