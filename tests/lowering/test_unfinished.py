@@ -1,11 +1,14 @@
 """Programs in training mode or prepared for quantization only are refused, with the call that is missing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from executorch.exir import to_edge_transform_and_lower
 from lowering.quantizers import ACTIVATION, WeightedQuantizer, quantized, weight_spec
 from lowering.test_partitioner import Function
 from torch import nn
+from torchao.quantization.pt2e import MinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from partitioner import CoreMLPartitioner, host, lower
@@ -46,9 +49,9 @@ def test_norms_without_running_statistics_are_no_training() -> None:
 
 @BOTH_WAYS
 def test_prepared_graphs(way) -> None:
-    prepared = prepare_pt2e(
-        torch.export.export(nn.Linear(4, 4), (X,)).module(), WeightedQuantizer(ACTIVATION, weight_spec(-127, 127))
-    )
+    activation = replace(ACTIVATION, observer_or_fake_quant_ctr=MinMaxObserver)
+    quantizer = WeightedQuantizer(activation, weight_spec(-127, 127))
+    prepared = prepare_pt2e(torch.export.export(nn.Linear(4, 4), (X,)).module(), quantizer)
     prepared(X)
     message = refused(way, prepared)
     assert "was prepared for quantization" in message
