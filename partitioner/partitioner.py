@@ -21,6 +21,7 @@ from partitioner.compile_specs import NotedSpecs, parse, with_mark, write_option
 from partitioner.errors import UnsupportedOpError
 from partitioner.functional import functional
 from partitioner.groups import Decisions, Groups, group
+from partitioner.high_ranks import lower_ranks
 from partitioner.nodes import constant_values
 from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
@@ -136,6 +137,7 @@ class CoreMLPartitioner(Partitioner):
         known = () if finished else self._size_ranges
         self._size_ranges = merged((*known, *size_ranges(exported_program)))
         program = functional(exported_program)
+        lower_ranks(program)
         self._initialized = initialized_buffers(program) | (frozenset() if finished else self._initialized)
         return program
 

@@ -1,0 +1,123 @@
+"""Values of more dimensions than Core ML has, of which one dimension is taken apart or reduced right away.
+
+Attention reshapes its projection to (batch, windows, tokens, 3, heads, channels), permutes that, and unbinds queries,
+keys and values; a maximum over a window is taken over one of six dimensions. What happens along one dimension does not
+care how the others are grouped: here it is done on (everything before, dimension, everything behind), and the result is
+brought into shape.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from partitioner.functional_forms import is_view
+from partitioner.nodes import tensor_of
+from partitioner.ranks import HIGHEST_RANK, is_high
+
+_ATEN = torch.ops.aten
+_VIEWS = frozenset({_ATEN.view.default, _ATEN.reshape.default})
+
+# Operations along the dimension that their second argument names, which disappears. The result is one tensor, or
+# several, all of the same shape.
+_ALONG_ONE = frozenset({_ATEN.unbind.int, _ATEN.select.int, _ATEN.max.dim, _ATEN.min.dim})
+# The same, where the argument is a list of dimensions.
+_ALONG_SEVERAL = frozenset({_ATEN.amax.default, _ATEN.amin.default, _ATEN.sum.dim_IntList, _ATEN.mean.dim})
+
+
+class _Grouped(NamedTuple):
+    """A value of high rank as a reshape of one of low rank, permuted.
+
+    Attributes:
+        source: The value of low rank.
+        shape: The shape that it gets.
+        order: The order of the dimensions of that shape in the value.
+    """
+
+    source: Node
+    shape: Sequence[int]
+    order: Sequence[int]
+
+
+def lower_ranks(program: ExportedProgram) -> None:
+    """Rewrites, in place, what takes one dimension of a value of high rank apart; the results stay the same.
+
+    Args:
+        program: A program in functional form, before decompositions. Dynamic shapes are left alone.
+    """
+    graph = program.graph
+    changed = False
+    for node in list(graph.nodes):
+        if node.op == "call_function" and is_high(node) and node.users:
+            dimensions = {user: _dimension(user, node) for user in node.users}
+            grouped = _grouped(node)
+            if grouped is not None and all(dimension is not None for dimension in dimensions.values()):
+                for user, dimension in dimensions.items():
+                    _rewrite(user, grouped, dimension or 0)
+                changed = True
+    if changed:
+        graph.eliminate_dead_code()
+        program.graph_module.recompile()
+
+
+def _dimension(user: Node, value: Node) -> int | None:
+    """The dimension of a value that a user takes apart or reduces; None when it does anything else."""
+    rank = tensor_of(value).dim()  # type: ignore[union-attr]
+    if user.target not in _ALONG_ONE | _ALONG_SEVERAL or rank - 1 > HIGHEST_RANK or user.args[0] is not value:
+        return None
+    dims: Any = user.args[1] if len(user.args) > 1 else 0 if user.target == _ATEN.unbind.int else None
+    if user.target in _ALONG_SEVERAL:
+        dims = dims[0] if dims is not None and len(dims) == 1 else None
+    keeps = user.target != _ATEN.select.int and len(user.args) > 2 and user.args[2]
+    return None if keeps or dims is None else int(dims) % rank
+
+
+def _grouped(value: Node) -> _Grouped | None:
+    order: list[int] = list(range(tensor_of(value).dim()))  # type: ignore[union-attr]
+    view: Any = value
+    if value.target == _ATEN.permute.default:
+        dims: Any
+        view, dims = value.args
+        order = [dim % len(order) for dim in dims]
+    result = tensor_of(view)
+    if view.target not in _VIEWS or result is None or any(not isinstance(size, int) for size in result.shape):
+        return None
+    source: Any = view.args[0]
+    return None if is_high(source) else _Grouped(source, result.shape, order)
+
+
+def _rewrite(user: Node, grouped: _Grouped, dimension: int) -> None:
+    axis = grouped.order[dimension]
+    shape = list(grouped.shape)
+    groups = [math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])]
+    along = [1] if user.target in _ALONG_SEVERAL else 1
+    with user.graph.inserting_before(user):
+        source = grouped.source if is_view(grouped.source, groups) else _contiguous(user, grouped.source)
+        source = _call(user, _ATEN.view.default, source, groups)
+        result = _call(user, user.target, source, along, *user.args[2:], **user.kwargs)
+    rest = [other for other in grouped.order if other != axis]
+    left = [size for other, size in enumerate(shape) if other != axis]
+    order = [other - (other > axis) for other in rest]
+    for reader in list(user.users) if isinstance(user.meta["val"], (tuple, list)) else [user]:
+        with user.graph.inserting_before(reader):
+            taken = result if reader is user else _call(reader, reader.target, result, *reader.args[1:])
+            shaped = _call(reader, _ATEN.view.default, taken, left)
+            if order != sorted(order):
+                shaped = _call(reader, _ATEN.permute.default, shaped, order)
+            shaped = _contiguous(reader, shaped)  # so that every later view of it is one
+        reader.replace_all_uses_with(shaped)
+
+
+def _contiguous(place: Node, value: Node) -> Node:
+    return _call(place, _ATEN.clone.default, value, memory_format=torch.contiguous_format)
+
+
+def _call(place: Node, target: Any, *arguments: Any, **keywords: Any) -> Node:
+    """Writes an operation that stands for a part of another one."""
+    node = place.graph.call_function(target, arguments, keywords)
+    given = torch.fx.node.map_arg(arguments, lambda value: value.meta["val"])
+    node.meta = {**place.meta, "val": target(*given, **keywords)}
+    return node
