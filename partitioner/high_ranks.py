@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantizations
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -27,19 +28,24 @@ _ALONG_ONE = frozenset({_ATEN.unbind.int, _ATEN.select.int, _ATEN.max.dim, _ATEN
 # The same, where the argument is a list of dimensions.
 _ALONG_SEVERAL = frozenset({_ATEN.amax.default, _ATEN.amin.default, _ATEN.sum.dim_IntList, _ATEN.mean.dim})
 
+_QUANTIZED = torch.ops.quantized_decomposed
+_ROUNDINGS = frozenset({_QUANTIZED.quantize_per_tensor.default, _QUANTIZED.dequantize_per_tensor.default})
+
 
 class _Grouped(NamedTuple):
-    """A value of high rank as a reshape of one of low rank, permuted.
+    """A value of high rank as a reshape of one of low rank, permuted and rounded.
 
     Attributes:
         source: The value of low rank.
         shape: The shape that it gets.
         order: The order of the dimensions of that shape in the value.
+        roundings: Quantizations on the way, each of all elements alike.
     """
 
     source: Node
     shape: Sequence[int]
     order: Sequence[int]
+    roundings: Sequence[Node]
 
 
 def lower_ranks(program: ExportedProgram) -> None:
@@ -78,15 +84,19 @@ def _dimension(user: Node, value: Node) -> int | None:
 def _grouped(value: Node) -> _Grouped | None:
     order: list[int] = list(range(tensor_of(value).dim()))  # type: ignore[union-attr]
     view: Any = value
-    if value.target == _ATEN.permute.default:
-        dims: Any
-        view, dims = value.args
-        order = [dim % len(order) for dim in dims]
+    roundings: list[Node] = []
+    while view.target in _ROUNDINGS or view.target == _ATEN.permute.default:
+        if view.target in _ROUNDINGS:
+            roundings.insert(0, view)
+        else:
+            dims: Any = view.args[1]
+            order = [dims[position] % len(order) for position in order]
+        view = view.args[0]
     result = tensor_of(view)
     if view.target not in _VIEWS or result is None or any(not isinstance(size, int) for size in result.shape):
         return None
     source: Any = view.args[0]
-    return None if is_high(source) else _Grouped(source, result.shape, order)
+    return None if is_high(source) else _Grouped(source, result.shape, order, roundings)
 
 
 def _rewrite(user: Node, grouped: _Grouped, dimension: int) -> None:
@@ -97,6 +107,8 @@ def _rewrite(user: Node, grouped: _Grouped, dimension: int) -> None:
     with user.graph.inserting_before(user):
         source = grouped.source if is_view(grouped.source, groups) else _contiguous(user, grouped.source)
         source = _call(user, _ATEN.view.default, source, groups)
+        for rounding in grouped.roundings:
+            source = _call(rounding, rounding.target, source, *rounding.args[1:], **rounding.kwargs)
         result = _call(user, user.target, source, along, *user.args[2:], **user.kwargs)
     rest = [other for other in grouped.order if other != axis]
     left = [size for other, size in enumerate(shape) if other != axis]

@@ -25,6 +25,12 @@ OPERATIONS: dict[str, Callable[[torch.Tensor, int], Any]] = {
 }
 
 
+def _rounded(x: torch.Tensor, scale: float) -> torch.Tensor:
+    arguments = (scale, 3, 0, 255, torch.uint8)
+    integers = torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *arguments)
+    return torch.ops.quantized_decomposed.dequantize_per_tensor.default(integers, *arguments)
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     sizes=st.lists(st.integers(1, 3), min_size=6, max_size=6),
@@ -32,11 +38,15 @@ OPERATIONS: dict[str, Callable[[torch.Tensor, int], Any]] = {
     dim=st.integers(0, 5),
     operation=st.sampled_from(sorted(OPERATIONS)),
     permuted=st.booleans(),
+    rounded=st.booleans(),
 )
-def test_any_shape_and_order(sizes: list[int], order: list[int], dim: int, operation: str, permuted: bool) -> None:
+def test_any_shape_and_order(
+    sizes: list[int], order: list[int], dim: int, operation: str, permuted: bool, rounded: bool
+) -> None:
     def function(x: torch.Tensor) -> Any:
-        high = x.reshape(sizes)
-        found = OPERATIONS[operation](high.permute(order) if permuted else high, dim)
+        high = _rounded(x.reshape(sizes), 0.5) if rounded else x.reshape(sizes)
+        high = high.permute(order) if permuted else high
+        found = OPERATIONS[operation](_rounded(high, 0.75) if rounded else high, dim)
         first = found if isinstance(found, torch.Tensor) else found[0]
         return found, first.reshape(-1)
 
