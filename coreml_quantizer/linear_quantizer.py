@@ -12,7 +12,9 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt
 from coreml_quantizer.errors import QuantizerError
 from coreml_quantizer.qat.exporting import export_for_training
 from coreml_quantizer.qat.finalized import FinalizedGraphModule
+from coreml_quantizer.qat.refusals import refuse_prepared
 from coreml_quantizer.qat.trainable import TrainableGraphModule
+from coreml_quantizer.qat.wrapping import FINISHER
 from coreml_quantizer.quantizer import CoreMLQuantizer
 from coreml_quantizer.reporting import Report
 
@@ -59,13 +61,14 @@ class LinearQuantizer:
 
         Raises:
             ExportError: torch.export cannot trace the model; names the line.
-            QuantizerError: The model is prepared already.
+            QuantizerError: The model is prepared already, or in half precision.
             ScopeError: The configuration names modules or types that the model does not have.
         """
         if self._prepared is not None:
             raise QuantizerError(
                 "prepare() was called before on this LinearQuantizer. Make a new one to prepare a model again."
             )
+        refuse_prepared(self._model)
         inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         model = self._model if inplace else copy.deepcopy(self._model)
         was_training = model.training
@@ -81,7 +84,7 @@ class LinearQuantizer:
         """Takes one step of the milestones; without any, only lets the ranks of a process group agree.
 
         Raises:
-            QuantizerError: There is no prepared model.
+            QuantizerError: There is no prepared model, or it was finalized in place.
             CalibrationError: A range is not finite.
         """
         self._require_prepared("step")
@@ -96,23 +99,27 @@ class LinearQuantizer:
 
         Raises:
             CalibrationError: Some tensor was never observed.
-            QuantizerError: There is no prepared model, or it was finalized in place already.
+            QuantizerError: There is no prepared model, it was finalized in place already, or `model` is no copy of it.
         """
-        prepared = self._require_prepared("finalize")
-        if self._finalized:
-            raise QuantizerError("finalize(inplace=True) was called before; the prepared model is used up.")
-        target = prepared if model is None else model
-        target = target if inplace else copy.deepcopy(target)
+        if model is None or self._prepared is None:
+            model = self._require_prepared("finalize")
+        if not _still_trains(model):
+            raise QuantizerError(
+                f"finalize(model) was given a {type(model).__name__} that has no fake quantizers. It needs what "
+                "prepare() returned, or a copy of that which was not finalized in place; of a wrapped model, its "
+                "`.module`."
+            )
+        target = model if inplace else copy.deepcopy(model)
         target.train(False)
         converted = FinalizedGraphModule.of(convert_pt2e(target))
-        self._finalized = inplace
+        self._finalized = self._finalized or target is self._prepared
         return converted
 
     def report(self) -> Report:
         """Returns what was placed where, and why not where not.
 
         Raises:
-            QuantizerError: There is no prepared model.
+            QuantizerError: There is no prepared model, or it was finalized in place.
         """
         return self._quantizer.report(self._require_prepared("report"))
 
@@ -124,7 +131,7 @@ class LinearQuantizer:
             The prepared model; afterwards everything is as it was before, but the ranges.
 
         Raises:
-            QuantizerError: There is no prepared model.
+            QuantizerError: There is no prepared model, or it was finalized in place.
         """
         prepared = self._require_prepared("calibration")
         with prepared.switched(mode=None, observes=True, quantizes=False):
@@ -138,7 +145,7 @@ class LinearQuantizer:
             The prepared model; afterwards mode and switches are as they were before.
 
         Raises:
-            QuantizerError: There is no prepared model.
+            QuantizerError: There is no prepared model, or it was finalized in place.
         """
         prepared = self._require_prepared("training")
         with prepared.switched(mode=True, observes=True, quantizes=True):
@@ -147,4 +154,14 @@ class LinearQuantizer:
     def _require_prepared(self, call: str) -> TrainableGraphModule:
         if self._prepared is None:
             raise QuantizerError(f"{call}() needs a prepared model: call prepare(example_inputs) first.")
+        if self._finalized:
+            raise QuantizerError(
+                f"{call}() needs the prepared model, which finalize(inplace=True) used up. Call {call}() before, or "
+                "finalize() without inplace, which converts a copy."
+            )
         return self._prepared
+
+
+def _still_trains(model: object) -> bool:
+    """Whether `model` is a prepared graph that was not converted, which takes the calls and leaves the modules."""
+    return isinstance(model, GraphModule) and any(node.target == FINISHER for node in model.graph.nodes)

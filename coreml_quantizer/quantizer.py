@@ -16,6 +16,7 @@ from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.inlining import inline_contexts
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.qat.hiding import HiddenBatchNorm, hide, reveal
+from coreml_quantizer.qat.refusals import refuse_prepared
 from coreml_quantizer.qat.trainee import Trainee
 from coreml_quantizer.qat.wrapping import wrap_for_training
 from coreml_quantizer.reporting import Report, make_report
@@ -63,7 +64,11 @@ class CoreMLQuantizer(Quantizer):
         """Drops what no output needs, inlines gradient modes and rewrites lone batch norms, in place.
 
         torchao calls it before `annotate`.
+
+        Raises:
+            QuantizerError: `model` is prepared already.
         """
+        refuse_prepared(model)
         inline_contexts(model)
         # Parameters stay, read or not: tied ones have a name each.
         model.graph.eliminate_dead_code(lambda node: node.op == "get_attr" or node.is_impure())
@@ -90,7 +95,8 @@ class CoreMLQuantizer(Quantizer):
         """Inserts observers for calibration, or fake quantizers for training; torchao calls it.
 
         Raises:
-            QuantizerError: `prepare_pt2e` called with a model that was exported in training mode.
+            QuantizerError: `prepare_pt2e` called with a model that was exported in training mode, or
+                `prepare_qat_pt2e` with one in half precision.
         """
         placement, self._placement = self._placement, None
         hidden, self._hidden = self._hidden, []

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from coreml_quantizer.qat.fake_quantize import FakeQuantizer, Mode
 from coreml_quantizer.qat.functional import fake_quantize_blocks
+from coreml_quantizer.qat.refusals import refuse_export
 from coreml_quantizer.specs import LookupTable
 from coreml_quantizer.values import evaluate
 from coreml_quantizer.weights import BlockObserver, PaletteObserver
@@ -30,6 +31,7 @@ class BlockFakeQuantize(FakeQuantizer):
 
     def forward(self, weight: Tensor, mode: Mode = None) -> Tensor:
         """Fake-quantizes a weight of any shape."""
+        refuse_export()
         if self.observes and (mode is not False or not self.known):
             self.packer.tensor_name = self.tensor_name
             scale, zero_point = self.packer.grid(weight.detach())
@@ -79,6 +81,7 @@ class PaletteFakeQuantize(FakeQuantizer):
 
     def forward(self, weight: Tensor, mode: Mode = None) -> Tensor:
         """Palettizes a weight of any shape."""
+        refuse_export()
         if self.observes and (not self.known or (mode is not False and self.age >= self.INTERVAL)):
             self.packer.tensor_name = self.tensor_name
             self.tables = self.packer.tables(weight.detach())

@@ -21,6 +21,7 @@ from coreml_quantizer.qat.numbers import (
     move_range,
     move_ranges,
 )
+from coreml_quantizer.qat.refusals import refuse_export
 from coreml_quantizer.qat.schedule import Scheduled, nothing
 from coreml_quantizer.qparams import choose_qparams, choose_qparams_on_cpu
 from coreml_quantizer.specs import INT8, UINT8, IntegerStorage, Milestones, PerChannel, Scheme, TensorSpec
@@ -37,6 +38,7 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
         zero_point: int32, same shape.
         tensor_name: Graph name of the tensor, for messages.
         description: `describe()` in UTF-8, by which checkpoints of another configuration are recognized.
+        rounded: Whether rounding was ever on.
         RESIZED: Buffers whose shape is known from the first batch on.
     """
 
@@ -70,6 +72,7 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
     def schedule(self, milestones: Milestones | None) -> None:
         """Sets the milestones; with any, nothing is observed or quantized before they say so."""
         super().schedule(milestones)
+        self.rounded = milestones is None
         if milestones is not None:
             self.enable_observer(False)
             self.enable_fake_quant(False)
@@ -82,6 +85,7 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Rounds from now on, or passes values through."""
         self.quantizes = enabled
+        self.rounded = self.rounded or enabled
         self.fake_quant_enabled = torch.full_like(self.fake_quant_enabled, enabled)
 
     def switch(self, observes: bool, quantizes: bool) -> None:
@@ -184,6 +188,7 @@ class FakeQuantize(FakeQuantizer):
 
     def forward(self, x: Tensor, mode: Mode = None) -> Tensor:
         """Fake-quantizes `x`, of any shape and float dtype; in eval mode (`mode` False) the range stays as it is."""
+        refuse_export()
         if self.observes and x.numel() and (mode is not False or not self.known):
             self.observe(x.detach())
         return self.quantize(x) if self.quantizes and self.known else self.skip(x)
@@ -317,6 +322,7 @@ class FixedFakeQuantize(FakeQuantizer):
 
     def forward(self, x: Tensor, mode: Mode = None) -> Tensor:
         """Fake-quantizes `x`, of any shape and float dtype."""
+        refuse_export()
         return self.quantize(x) if self.quantizes else x
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -346,6 +352,7 @@ class Follower(FakeQuantizeBase):
 
     def forward(self, x: Tensor, mode: Mode = None) -> Tensor:
         """Fake-quantizes `x`, and lets its values move the common range if they can be new to it."""
+        refuse_export()
         leader = self.leader
         if self._observes:
             result: Tensor = leader(x, mode)

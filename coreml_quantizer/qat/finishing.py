@@ -14,7 +14,10 @@ from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.qat.batch_norm import BatchNorm, factor_of
 from coreml_quantizer.qat.deferred_activation import DeferredActivation
 from coreml_quantizer.qat.dropout import Dropout
+from coreml_quantizer.qat.fake_quantize import FakeQuantizer
 from coreml_quantizer.qat.modal import Modal
+from coreml_quantizer.qat.refusals import refuse_export
+from coreml_quantizer.qat.unrounded import warn_of_unrounded
 from coreml_quantizer.rules import rules
 from coreml_quantizer.values import constant_of
 from coreml_quantizer.weights.compressor import store
@@ -29,6 +32,7 @@ class Finisher(FakeQuantizeBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `x`."""
+        refuse_export()
         return x
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
@@ -37,6 +41,7 @@ class Finisher(FakeQuantizeBase):
 
     def convert(self, model: GraphModule, node: Node) -> None:
         """Folds batch norms, removes dropouts and modes, rounds constants to float16; torchao calls it."""
+        warn_of_unrounded(module for module in model.modules() if isinstance(module, FakeQuantizer))
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         model.graph.erase_node(node)
         for call in list(model.graph.nodes):

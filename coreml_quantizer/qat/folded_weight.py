@@ -13,6 +13,7 @@ from coreml_quantizer.qat.batch_norm import factor_of
 from coreml_quantizer.qat.fake_quantize import FakeQuantize, FakeQuantizer, Mode
 from coreml_quantizer.qat.functional import fake_quantize_blocks
 from coreml_quantizer.qat.numbers import eager_on_cpu, extremes_on_cpu
+from coreml_quantizer.qat.refusals import refuse_export
 from coreml_quantizer.values import constant_of
 from coreml_quantizer.weights.compressor import replace, store
 
@@ -64,6 +65,7 @@ class FoldedWeight(FakeQuantizeBase):
             norm_weight: Weight of the batch norm, shape (channels,); None for ones.
             variance: Its running variance, shape (channels,).
         """
+        refuse_export()
         factor = self._factor(weight, norm_weight, variance)
         quantizer = self.quantizer
         if type(quantizer) is FakeQuantize and quantizer.ch_axis == self.axis and quantizer.follows_extremes:

@@ -22,6 +22,7 @@ from coreml_quantizer.qat.finishing import Finisher
 from coreml_quantizer.qat.folded_weight import FoldedWeight
 from coreml_quantizer.qat.hiding import HiddenBatchNorm
 from coreml_quantizer.qat.modal import Modal
+from coreml_quantizer.qat.refusals import refuse_half_precision
 from coreml_quantizer.qat.schedule import Scheduled, most_common_milestones
 from coreml_quantizer.sharing import Place
 
@@ -71,7 +72,11 @@ def wrap_for_training(
 
     Returns:
         The modules that milestones concern.
+
+    Raises:
+        QuantizerError: The model is in half precision.
     """
+    refuse_half_precision(observers)
     mode = _add_mode(graph_module, hidden)
     folded = _Folded(observers, hidden)
     quantizers = _quantizers_of(graph_module, observers, placement.weights, folded)

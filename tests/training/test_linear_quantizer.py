@@ -148,8 +148,26 @@ def test_calls_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(QuantizerError, match="prepare\\(\\) was called before"):
         quantizer.prepare(EXAMPLE)
     quantizer.finalize(inplace=True)
-    with pytest.raises(QuantizerError, match="used up"):
-        quantizer.finalize()
+    for call in ("finalize", "report", "step"):
+        with pytest.raises(QuantizerError, match=rf"{call}\(\) needs the prepared model.*used up"):
+            getattr(quantizer, call)()
+    for context in (quantizer.calibration, quantizer.training):
+        with pytest.raises(QuantizerError, match="used up"), context():
+            pytest.fail("entered")
+
+
+def test_a_copy_finalized_in_place_leaves_the_prepared_model() -> None:
+    quantizer = LinearQuantizer(everything(), presets.w8())
+    prepared = quantizer.prepare(EXAMPLE)
+    prepared(*batches(1))
+    averaged = copy.deepcopy(prepared)
+    quantizer.finalize(averaged, inplace=True)
+    quantizer.step()
+    assert "conv" in quantizer.report().to_text()
+    for other in (averaged, everything()):
+        with pytest.raises(QuantizerError, match="has no fake quantizers"):
+            quantizer.finalize(other)
+    quantizer.finalize()
 
 
 def test_a_model_that_does_not_export_is_named_with_its_line() -> None:
