@@ -24,6 +24,7 @@ from coreml_quantizer.linear_quantizer import LinearQuantizer
 from coreml_quantizer.quantizer import CoreMLQuantizer
 from coreml_quantizer.reporting import Report
 from coreml_quantizer.rules import OpRule, OutputRange, Treatment, WeightRole, rules
+from coreml_quantizer.sensitivity import ModuleSensitivity, Sensitivity, analyze_sensitivity
 
 __all__ = [
     "ActivationConfig",
@@ -34,6 +35,7 @@ __all__ = [
     "ExportError",
     "LayerConfig",
     "LinearQuantizer",
+    "ModuleSensitivity",
     "OpRule",
     "OutputRange",
     "QuantizerConfig",
@@ -42,10 +44,12 @@ __all__ = [
     "Report",
     "RuleError",
     "ScopeError",
+    "Sensitivity",
     "Skip",
     "Treatment",
     "WeightConfig",
     "WeightRole",
+    "analyze_sensitivity",
     "calibrate",
     "fold_batch_norms",
     "presets",

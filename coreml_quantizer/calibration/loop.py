@@ -2,17 +2,16 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves, tree_map
 
 from coreml_quantizer.calibration import checkpoint as checkpoints
 from coreml_quantizer.calibration import merging
+from coreml_quantizer.calibration.batches import run_batch
 from coreml_quantizer.calibration.observing import Observers, check_finite, observers_of
 from coreml_quantizer.calibration.progress import shown
 from coreml_quantizer.errors import CalibrationError
@@ -97,8 +96,6 @@ class _Loop:
         self._share = share
         self.done = 0
         self._prepared, self._observers, self._inputs, self._every = prepared, observers, inputs, every
-        tensors = itertools.chain(prepared.parameters(), prepared.buffers())
-        self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def run(self, batches: Iterable[Any], total: int | None, progress: bool) -> None:
         if self.path is None:
@@ -117,39 +114,18 @@ class _Loop:
 
     def _show(self, batches: Iterable[Any], total: int | None, progress: bool) -> None:
         with torch.no_grad():
-            for batch in shown(batches, total, self.done, progress):
+            for batch in shown(batches, total, self.done, progress, "Calibrating"):
                 self._observe(batch)
                 self.done += 1
                 if self.path is not None and self.done % self._every == 0:
                     checkpoints.save(self.path, self._observers, self.done, self._share)
 
     def _observe(self, batch: Any) -> None:
-        given = self._inputs(batch) if self._inputs is not None else batch
+        run_batch(self._prepared, self.done, batch, self._inputs)
         try:
-            positional, named = _arguments(given)
-            _check_not_empty(positional, named)
-            move = lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf  # noqa: E731
-            self._prepared(*tree_map(move, positional), **tree_map(move, named))
             check_finite(self._observers)
         except CalibrationError as error:
             raise CalibrationError(f"Batch {self.done}: {error}") from error
-        except _MISFITS as error:
-            raise CalibrationError(
-                f"Batch {self.done}, {_described(given)}, is not what the model takes: {error}\n"
-                "Give a tensor, a tuple or list of positional inputs, or a dict of named ones; "
-                "inputs=lambda batch: batch[0] selects from what the loader gives."
-            ) from error
-
-
-_MISFITS = (TypeError, AttributeError, AssertionError)
-"""What a graph raises when it is called with too many, too few, or other inputs than it was exported for."""
-
-
-def _described(batch: Any) -> str:
-    if isinstance(batch, Tensor):
-        return f"a tensor of shape {tuple(batch.shape)}"
-    size = f" of {len(batch)}" if isinstance(batch, list | tuple | Mapping) else ""
-    return f"a {type(batch).__name__}{size}"
 
 
 def _share(shard: bool) -> str:
@@ -163,19 +139,6 @@ def _run_with_others(loop: _Loop, batches: Iterator[Any], progress: bool) -> int
     except Exception as error:  # noqa: BLE001 - whatever it is, the other processes wait for this one
         failure = error
     return merging.merge(loop._observers, loop.done, failure)
-
-
-def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return (tuple(batch) if isinstance(batch, list | tuple) else (batch,)), {}
-
-
-def _check_not_empty(positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-    for name, value in (*enumerate(positional), *named.items()):
-        for leaf in tree_leaves(value):
-            if isinstance(leaf, Tensor) and leaf.numel() == 0:
-                raise CalibrationError(f"input {name!r} is empty: its shape is {tuple(leaf.shape)}.")
 
 
 def _checkpoint_path(checkpoint: str | os.PathLike[str] | None) -> Path | None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def shown(items: Iterable[T], total: int | None, done: int, wanted: bool) -> Iterator[T]:
+def shown(items: Iterable[T], total: int | None, done: int, wanted: bool, title: str) -> Iterator[T]:
     """Yields `items`, with a bar on standard error if that is a terminal and `wanted`; silently otherwise."""
     if not (wanted and sys.stderr.isatty()):
         yield from items
@@ -16,7 +16,7 @@ def shown(items: Iterable[T], total: int | None, done: int, wanted: bool) -> Ite
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("Calibrating", total=total, completed=done)
+        task = progress.add_task(title, total=total, completed=done)
         for item in items:
             yield item
             progress.advance(task)

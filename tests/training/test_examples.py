@@ -1,4 +1,4 @@
-"""The training examples, which fail by themselves when training does not do what it should."""
+"""The longer examples, which fail by themselves when something does not do what it should."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    [["qat_digits.py"], [*TORCHRUN, "qat_distributed.py"], [*TORCHRUN, "qat_distributed.py", "--shard"]],
-    ids=["digits", "replicated", "sharded"],
+    [["qat_digits.py"], ["sensitivity.py"], [*TORCHRUN, "qat_distributed.py"], [*TORCHRUN, "qat_distributed.py", "--shard"]],
+    ids=["digits", "sensitivity", "replicated", "sharded"],
 )
 def test_example(arguments: list[str]) -> None:
     done = subprocess.run(

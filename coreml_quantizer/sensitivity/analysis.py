@@ -1,0 +1,126 @@
+"""Quantizes one module at a time, or all but one, and looks at what the model makes of it."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+from coreml_quantizer.calibration.batches import run_batch
+from coreml_quantizer.calibration.progress import shown
+from coreml_quantizer.errors import CalibrationError, ScopeError, near_matches
+from coreml_quantizer.sensitivity.result import Mode, ModuleSensitivity, Sensitivity
+from coreml_quantizer.sensitivity.switches import SwitchedGraph, inside
+
+Evaluate = Callable[[GraphModule], float]
+
+
+def analyze_sensitivity(
+    calibrated: GraphModule,
+    batches: Iterable[Any] | None = None,
+    *,
+    evaluate: Evaluate | None = None,
+    mode: Mode = "only",
+    modules: Iterable[str] | None = None,
+    max_batches: int | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    progress: bool = True,
+) -> Sensitivity:
+    """Measures what quantizing each module of a model costs, one module at a time.
+
+    The model is converted once; a measurement takes one run over the batches for each module.
+
+    Example:
+        >>> prepared = prepare_pt2e(exported.module(), CoreMLQuantizer(QuantizerConfig()))
+        >>> calibrate(prepared, loader)
+        >>> found = analyze_sensitivity(prepared, loader, max_batches=8)
+        >>> print(found.to_text())
+        >>> config = QuantizerConfig(skip=Skip(modules=found.most_sensitive(2)))
+
+    Args:
+        calibrated: What `prepare_pt2e` returned, calibrated (weight-only models need no calibration), not converted.
+            It is not changed.
+        batches: Inputs as for `calibrate`; the outputs for them are compared with those of the model in floating
+            point: the score is their signal-to-quantization-noise ratio in dB, over all floating-point outputs and
+            batches.
+        evaluate: In place of `batches`: takes the model, to be called as `calibrated` is, and returns a score, more of
+            which is better, such as an accuracy.
+        mode: "only" quantizes each module alone; "all_but" all but one, which also sees how errors add up.
+        modules: Paths to measure, each with everything inside; None for all that have quantized operators of their own.
+        max_batches: How many of `batches` to take; None for all.
+        inputs: Takes a batch and returns what the model is called with, such as `lambda batch: batch[0]`.
+        progress: Whether to show a bar on standard error, if that is a terminal.
+
+    Returns:
+        A score for each module, the most sensitive first.
+
+    Raises:
+        CalibrationError: The model is not calibrated or is converted already, or there are no batches.
+        ScopeError: `modules` names what has no quantized operators.
+        ValueError: Neither or both of `batches` and `evaluate` are given, or `mode` is neither of the two.
+    """
+    if (batches is None) == (evaluate is None):
+        raise ValueError("Give either batches, to compare outputs, or evaluate, a function of the model.")
+    if mode not in ("only", "all_but"):
+        raise ValueError(f"mode={mode!r}: must be 'only' or 'all_but'.")
+    switched = SwitchedGraph(calibrated)
+    measured = _measured(switched.modules(), modules)
+    with torch.no_grad():
+        if evaluate is None:
+            assert batches is not None
+            given = list(itertools.islice(batches, max_batches))
+            evaluate = _Sqnr(switched.switch(lambda _: False), given, inputs)
+        float_score = evaluate(switched.switch(lambda _: False))
+        quantized_score = evaluate(switched.switch(lambda _: True))
+        scores = []
+        for path in shown(measured, len(measured), 0, progress, "Analyzing"):
+            alone = {other for other in switched.modules() if inside(other, (path,)) is (mode == "only")}
+            scores.append(ModuleSensitivity(path, evaluate(switched.switch(alone.__contains__))))
+    scores.sort(key=lambda found: found.score, reverse=mode == "all_but")
+    metric = _Sqnr.NAME if isinstance(evaluate, _Sqnr) else "score"
+    return Sensitivity(mode, metric, float_score, quantized_score, tuple(scores))
+
+
+class _Sqnr:
+    """Signal-to-quantization-noise ratio of a model's outputs, in dB, summed in float64."""
+
+    NAME = "SQNR (dB)"
+
+    def __init__(self, model: GraphModule, batches: Sequence[Any], inputs: Callable[[Any], Any] | None) -> None:
+        if not batches:
+            raise CalibrationError("There are no batches; the analysis needs at least one.")
+        self._batches, self._inputs = batches, inputs
+        self._wanted = list(self._outputs(model))
+        self._signal = sum(float(value.double().square().sum()) for values in self._wanted for value in values)
+
+    def __call__(self, model: GraphModule) -> float:
+        noise = 0.0
+        for values, wanted in zip(self._outputs(model), self._wanted, strict=True):
+            for value, reference in zip(values, wanted, strict=True):
+                noise += float((value.double() - reference.double()).square().sum())
+        return 10 * math.log10(self._signal / noise) if noise and self._signal else math.inf
+
+    def _outputs(self, model: GraphModule) -> Iterator[list[Tensor]]:
+        """The floating-point outputs for each batch."""
+        for number, batch in enumerate(self._batches):
+            leaves = tree_leaves(run_batch(model, number, batch, self._inputs))
+            yield [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _measured(quantized: Sequence[str], wanted: Iterable[str] | None) -> list[str]:
+    """The paths to measure: those asked for, or all but that of the whole model."""
+    if wanted is None:
+        return [path for path in quantized if path]
+    asked = list(dict.fromkeys(wanted))
+    problems = [
+        f"modules: nothing in {path!r} is quantized.{near_matches(path, quantized)}"
+        for path in asked
+        if not any(inside(other, (path,)) for other in quantized)
+    ]
+    if problems:
+        raise ScopeError("The analysis is asked for what it cannot switch:\n  " + "\n  ".join(problems))
+    return asked

@@ -1,0 +1,94 @@
+"""What a sensitivity analysis found."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from coreml_quantizer.reporting.tables import render
+from coreml_quantizer.sensitivity.switches import inside
+
+Mode = Literal["only", "all_but"]
+
+_MEANING = {
+    "only": "with nothing but this module quantized; the lowest cost most",
+    "all_but": "with all but this module quantized; the highest gain most by leaving it in floating point",
+}
+
+
+@dataclass(frozen=True)
+class ModuleSensitivity:
+    """One module.
+
+    Attributes:
+        module: Its path; everything inside is measured with it, as an entry of a configuration means it.
+        score: The score of the model with only this module quantized, or with all but this one.
+    """
+
+    module: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much quantizing each module costs.
+
+    Attributes:
+        mode: "only": each module was quantized alone. "all_but": each was left in floating point alone.
+        metric: What a score is: "SQNR (dB)" of the outputs, or "score", from the caller's own function. More is better.
+        float_score: Score with nothing quantized; infinite for an SQNR.
+        quantized_score: Score with everything quantized that the configuration quantizes.
+        modules: The modules, the most sensitive first.
+    """
+
+    mode: Mode
+    metric: str
+    float_score: float
+    quantized_score: float
+    modules: tuple[ModuleSensitivity, ...]
+
+    def most_sensitive(self, count: int) -> tuple[str, ...]:
+        """Returns the paths of the `count` most sensitive modules, none inside of another, for `Skip(modules=...)`.
+
+        Raises:
+            ValueError: `count` is negative.
+        """
+        if count < 0:
+            raise ValueError(f"count={count}: must not be negative.")
+        chosen: list[str] = []
+        for found in self.modules:
+            overlaps = inside(found.module, chosen) or any(inside(path, (found.module,)) for path in chosen)
+            if len(chosen) < count and not overlaps:
+                chosen.append(found.module)
+        return tuple(chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns dicts, lists, strings and numbers; None for an infinite score."""
+        return {
+            "mode": self.mode,
+            "metric": self.metric,
+            "float_score": _finite(self.float_score),
+            "quantized_score": _finite(self.quantized_score),
+            "modules": [{**asdict(found), "score": _finite(found.score)} for found in self.modules],
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Returns the result as JSON, and writes it to `path` if given."""
+        text = json.dumps(self.to_dict(), indent=2)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    def to_text(self) -> str:
+        """Returns a table with a line for every module."""
+        rows = [(f"{found.score:.2f}", found.module) for found in self.modules]
+        footer = (
+            f"{self.metric} {_MEANING[self.mode]}.",
+            f"All quantized: {self.quantized_score:.2f}. Nothing quantized: {self.float_score:.2f}.",
+        )
+        return render((self.metric, "module"), rows, footer)
+
+
+def _finite(score: float) -> float | None:
+    return score if math.isfinite(score) else None

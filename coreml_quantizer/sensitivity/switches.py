@@ -1,0 +1,190 @@
+"""A calibrated graph whose quantization can be switched on and off, module by module."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+from coreml_quantizer.calibration.observing import observers_of
+from coreml_quantizer.decisions import decisions_of
+from coreml_quantizer.half import rounded_to_half
+from coreml_quantizer.scope import module_stack
+from coreml_quantizer.values import evaluate, find_constants, find_written_values
+
+_PREFIX = "switch_"
+_Function = Callable[[Tensor], Tensor]
+
+
+class _Switch(nn.Module):
+    """Quantizes and dequantizes where it is on, and does what floating point does where it is off.
+
+    Attributes:
+        module: Path of the module that reads what is quantized here, and is switched with it.
+        on: Whether it is on.
+    """
+
+    def __init__(self, module: str, quantize: _Function, leave: _Function) -> None:
+        super().__init__()
+        self.module = module
+        self.on = False
+        self._quantize, self._leave = quantize, leave
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._quantize(x) if self.on else self._leave(x)
+
+
+class SwitchedGraph:
+    """A copy of a calibrated graph with a switch at each place that is quantized, all off at first.
+
+    With all switches on it computes what the converted graph does; with all off, what a graph does that is configured
+    to quantize nothing: its weights are rounded to float16, as Core ML stores them.
+
+    Attributes:
+        graph_module: The graph, to be called as the prepared one is.
+    """
+
+    def __init__(self, prepared: GraphModule) -> None:
+        """Makes the switches.
+
+        Args:
+            prepared: A calibrated graph of `prepare_pt2e`, which is not changed.
+
+        Raises:
+            CalibrationError: It has no observers of this package, or one that saw nothing.
+            QuantizerError: It carries no record of what was quantized.
+        """
+        observers = observers_of(prepared)
+        modules = {decision.node: decision.module for decision in decisions_of(prepared) if decision.outcome != "float"}
+        self.graph_module = copy.deepcopy(prepared)
+        converted = convert_pt2e(copy.deepcopy(prepared))
+        _Builder(self.graph_module, converted, frozenset(observers), modules).build()
+        self._switches = [module for module in self.graph_module.modules() if isinstance(module, _Switch)]
+        self._written = _written_buffers(self.graph_module)
+
+    def modules(self) -> list[str]:
+        """Returns the paths of modules that quantize anything of their own, in the order they run; "" is the model."""
+        return list(dict.fromkeys(switch.module for switch in self._switches))
+
+    def switch(self, on: Callable[[str], bool]) -> GraphModule:
+        """Turns on the switches of the modules for which `on` says so, the others off, and rewinds mutable buffers.
+
+        Args:
+            on: Takes the path of a module.
+
+        Returns:
+            The graph.
+        """
+        for switch in self._switches:
+            switch.on = on(switch.module)
+        for buffer, value in self._written:
+            buffer.copy_(value)
+        return self.graph_module
+
+
+def _written_buffers(graph_module: GraphModule) -> list[tuple[Tensor, Tensor]]:
+    """Buffers that a call of the graph changes, made its own, each with its value."""
+    nodes = find_written_values(list(graph_module.graph.nodes))
+    buffers = [evaluate(node, graph_module) for node in nodes if node.op == "get_attr"]
+    return [(buffer, buffer.clone()) for buffer in buffers]
+
+
+class _Builder:
+    def __init__(
+        self, graph_module: GraphModule, converted: GraphModule, observers: frozenset[str], modules: dict[str, str]
+    ) -> None:
+        nodes = list(graph_module.graph.nodes)
+        self._graph_module, self._converted = graph_module, converted
+        self._observers, self._modules = observers, modules
+        self._constants = find_constants(nodes, find_written_values(nodes))
+        self._counterparts = {node.name: node for node in converted.graph.nodes}
+        self._made: dict[tuple[Node, str], Node] = {}
+
+    def build(self) -> None:
+        graph = self._graph_module.graph
+        for node in list(graph.nodes):
+            if not self._observes(node):
+                self._switch_inputs(node)
+        for node in reversed(list(graph.nodes)):
+            if self._observes(node):
+                graph.erase_node(node)
+        self._graph_module.delete_all_unused_submodules()
+        self._graph_module.recompile()
+
+    def _observes(self, node: Node) -> bool:
+        return node.op == "call_module" and node.target in self._observers
+
+    def _switch_inputs(self, node: Node) -> None:
+        observed = [source for source in node.all_input_nodes if self._observes(source)]
+        if not observed:
+            return
+        # Conversion replaces each observer, and leaves everything else its name and its arguments.
+        before, after = _arguments(node), _arguments(self._counterparts[node.name])
+        module = self._modules.get(node.name)
+        for source, quantized in zip(before, after, strict=True):
+            if self._observes(source):
+                owner = _module_of(source) if module is None else module
+                node.replace_input_with(source, self._switched(source, quantized, owner))
+
+    def _switched(self, observer: Node, quantized: Node, module: str) -> Node:
+        """Returns the call of a switch that does for `module` what `quantized` does behind an observer."""
+        key = (observer, module)
+        if key not in self._made:
+            source = observer.all_input_nodes[0]
+            if source in self._constants:
+                quantize = _always(evaluate(quantized, self._converted))
+                leave = _always(rounded_to_half(evaluate(source, self._graph_module).detach()))
+            else:
+                leave = _unchanged
+                integers = quantized.all_input_nodes[0]
+                quantize = _through(self._call(integers), self._call(quantized))
+                if self._observes(source):
+                    source = self._switched(source, integers.all_input_nodes[0], module)
+            name = f"{_PREFIX}{len(self._made)}"
+            self._graph_module.add_module(name, _Switch(module, quantize, leave))
+            with self._graph_module.graph.inserting_after(source):
+                self._made[key] = self._graph_module.graph.call_module(name, (source,))
+        return self._made[key]
+
+    def _call(self, node: Node) -> _Function:
+        """What `node` does with its first argument."""
+        target: Any = node.target
+        others = map_arg(node.args[1:], lambda constant: evaluate(constant, self._converted))
+        named = map_arg(node.kwargs, lambda constant: evaluate(constant, self._converted))
+        return lambda x: target(x, *others, **named)
+
+
+def _arguments(node: Node) -> list[Node]:
+    """All nodes among the arguments of a call, those that come twice too."""
+    found: list[Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _module_of(observer: Node) -> str:
+    """Path of the module that made what an observer shows to something in floating point."""
+    node = observer
+    while node.op == "call_module":
+        node = node.all_input_nodes[0]
+    stack = module_stack(node)
+    return stack[-1][0] if stack else ""
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+def _always(value: Tensor) -> _Function:
+    return lambda _: value
+
+
+def _through(first: _Function, second: _Function) -> _Function:
+    return lambda x: second(first(x))
+
+
+def inside(path: str, modules: Iterable[str]) -> bool:
+    """Whether `path` is one of `modules`, or in one of them."""
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
