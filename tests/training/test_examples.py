@@ -13,7 +13,12 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    [["qat_digits.py"], ["sensitivity.py"], [*TORCHRUN, "qat_distributed.py"], [*TORCHRUN, "qat_distributed.py", "--shard"]],
+    [
+        ["qat_digits.py"],
+        ["sensitivity.py"],
+        [*TORCHRUN, "qat_distributed.py"],
+        [*TORCHRUN, "qat_distributed.py", "--shard"],
+    ],
     ids=["digits", "sensitivity", "replicated", "sharded"],
 )
 def test_example(arguments: list[str]) -> None:
