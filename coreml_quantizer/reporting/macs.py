@@ -61,6 +61,11 @@ def _transposed_convolution(output: Shape, operands: list[Any]) -> int:
     return prod(operands[0]) * prod(operands[1][1:])
 
 
+def _any_convolution(output: Shape, operands: list[Any]) -> int:
+    transposed = operands[6]
+    return (_transposed_convolution if transposed else _convolution)(output, operands)
+
+
 def _product(position: int) -> Callable[[Shape, list[Any]], int]:
     return lambda output, operands: prod(output) * operands[position][-1]
 
@@ -89,6 +94,11 @@ def _labels(term: str, rank: int) -> list[str]:
     return [*before, *(str(number) for number in range(hidden, 0, -1)), *behind]
 
 
+def _cell(output: Shape, operands: list[Any]) -> int:
+    """One step: the matrices of the input and of the state."""
+    return prod(operands[0][:-1]) * (prod(operands[2]) + prod(operands[3]))
+
+
 def _recurrent(output: Shape, operands: list[Any]) -> int:
     """Every matrix meets every step of every sequence once."""
     matrices = [shape for shape in operands[2] if len(shape) == _MATRIX]
@@ -103,6 +113,8 @@ _COUNTS: Mapping[str, Callable[[Shape, list[Any]], int]] = MappingProxyType(
         ),
         **dict.fromkeys(("aten.linear", "aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot"), _product(0)),
         **dict.fromkeys(("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"), _recurrent),
+        **dict.fromkeys(("aten.lstm_cell", "aten.gru_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell"), _cell),
+        "aten.convolution": _any_convolution,
         **dict.fromkeys(("aten.addmm", "aten.baddbmm"), _product(1)),
         "aten.scaled_dot_product_attention": _attention,
         "aten.einsum": _einsum,

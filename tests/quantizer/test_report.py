@@ -135,6 +135,22 @@ def test_recurrent_layers_are_counted() -> None:
     assert found.weight_bytes.quantized == 4 * (64 + lstm + 3 * 3 * (10 + 3))
 
 
+def test_cells_and_general_convolutions_are_counted() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.gru = nn.LSTMCell(8, 5), nn.GRUCell(5, 3)
+            self.kernel = nn.Parameter(torch.ones(3, 2, 3, 3))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            up = torch.convolution(x, self.kernel, None, [1, 1], [0, 0], [1, 1], True, [0, 0], 1)
+            return self.gru(self.lstm(x[:, 0, 0])[0]), up
+
+    quantizer, prepared = prepare(None, Steps())
+    cells = 2 * (4 * 5 * (8 + 5) + 3 * 3 * (5 + 3))
+    assert quantizer.report(prepared).macs.total == cells + 2 * 3 * 8 * 8 * 2 * 9
+
+
 def test_tied_weights_are_counted_once_and_unread_ones_not_at_all() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
