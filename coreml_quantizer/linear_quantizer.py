@@ -10,9 +10,9 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from coreml_quantizer.errors import QuantizerError
+from coreml_quantizer.lifecycle import refuse_prepared
 from coreml_quantizer.qat.exporting import export_for_training
 from coreml_quantizer.qat.finalized import FinalizedGraphModule
-from coreml_quantizer.qat.refusals import refuse_prepared
 from coreml_quantizer.qat.trainable import TrainableGraphModule
 from coreml_quantizer.qat.wrapping import FINISHER
 from coreml_quantizer.quantizer import CoreMLQuantizer

@@ -14,9 +14,9 @@ from coreml_quantizer.config import read_config
 from coreml_quantizer.errors import QuantizerError
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.inlining import inline_contexts
+from coreml_quantizer.lifecycle import refuse_prepared, refuse_quantized
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.qat.hiding import HiddenBatchNorm, hide, reveal
-from coreml_quantizer.qat.refusals import refuse_prepared
 from coreml_quantizer.qat.trainee import Trainee
 from coreml_quantizer.qat.wrapping import wrap_for_training
 from coreml_quantizer.reporting import Report, make_report
@@ -66,9 +66,10 @@ class CoreMLQuantizer(Quantizer):
         torchao calls it before `annotate`.
 
         Raises:
-            QuantizerError: `model` is prepared already.
+            QuantizerError: `model` is prepared or quantized already.
         """
         refuse_prepared(model)
+        refuse_quantized(model)
         inline_contexts(model)
         # Parameters stay, read or not: tied ones have a name each.
         model.graph.eliminate_dead_code(lambda node: node.op == "get_attr" or node.is_impure())

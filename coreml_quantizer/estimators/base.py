@@ -11,6 +11,7 @@ from torchao.quantization.pt2e.observer import ObserverBase
 
 from coreml_quantizer.errors import CalibrationError
 from coreml_quantizer.estimators.arguments import Argument
+from coreml_quantizer.lifecycle import refuse_export
 from coreml_quantizer.qparams import choose_qparams
 from coreml_quantizer.specs import IntegerStorage, PerChannel, Scheme, TensorSpec
 
@@ -87,7 +88,12 @@ class RangeObserver(ObserverBase):
         return self._observes and not self._weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Updates the statistics with `x` (any float dtype and shape) and returns `x` itself."""
+        """Updates the statistics with `x` (any float dtype and shape) and returns `x` itself.
+
+        Raises:
+            QuantizerError: torch.export is tracing.
+        """
+        refuse_export()
         if self._observes and not self._weight and x.numel():
             self._observe(x.detach())
         return x

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from coreml_quantizer.lifecycle import refuse_export
 from coreml_quantizer.qat.fake_quantize import FakeQuantizer, Mode
 from coreml_quantizer.qat.functional import fake_quantize_blocks
-from coreml_quantizer.qat.refusals import refuse_export
 from coreml_quantizer.specs import LookupTable
 from coreml_quantizer.values import evaluate
 from coreml_quantizer.weights import BlockObserver, PaletteObserver

@@ -11,6 +11,7 @@ from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase, FixedQPara
 
 from coreml_quantizer.errors import CalibrationError
 from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver, RangeObserver, extremes, qscheme_of
+from coreml_quantizer.lifecycle import refuse_export
 from coreml_quantizer.qat.functional import Interval, fake_quantize_channels, fake_quantize_tensor
 from coreml_quantizer.qat.numbers import (
     Singles,
@@ -21,7 +22,6 @@ from coreml_quantizer.qat.numbers import (
     move_range,
     move_ranges,
 )
-from coreml_quantizer.qat.refusals import refuse_export
 from coreml_quantizer.qat.schedule import Scheduled, nothing
 from coreml_quantizer.qparams import choose_qparams, choose_qparams_on_cpu
 from coreml_quantizer.specs import INT8, UINT8, IntegerStorage, Milestones, PerChannel, Scheme, TensorSpec

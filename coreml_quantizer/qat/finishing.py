@@ -10,13 +10,13 @@ from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
 from coreml_quantizer.constant_folding import fold_constants
 from coreml_quantizer.half_constants import round_constants_to_half
+from coreml_quantizer.lifecycle import refuse_export
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.qat.batch_norm import BatchNorm, factor_of
 from coreml_quantizer.qat.deferred_activation import DeferredActivation
 from coreml_quantizer.qat.dropout import Dropout
 from coreml_quantizer.qat.fake_quantize import FakeQuantizer
 from coreml_quantizer.qat.modal import Modal
-from coreml_quantizer.qat.refusals import refuse_export
 from coreml_quantizer.qat.unrounded import warn_of_unrounded
 from coreml_quantizer.rules import rules
 from coreml_quantizer.values import constant_of

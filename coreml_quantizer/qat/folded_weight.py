@@ -9,11 +9,11 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
 
 from coreml_quantizer.estimators import extremes
+from coreml_quantizer.lifecycle import refuse_export
 from coreml_quantizer.qat.batch_norm import factor_of
 from coreml_quantizer.qat.fake_quantize import FakeQuantize, FakeQuantizer, Mode
 from coreml_quantizer.qat.functional import fake_quantize_blocks
 from coreml_quantizer.qat.numbers import eager_on_cpu, extremes_on_cpu
-from coreml_quantizer.qat.refusals import refuse_export
 from coreml_quantizer.values import constant_of
 from coreml_quantizer.weights.compressor import replace, store
 
