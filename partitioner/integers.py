@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from partitioner.nodes import tensor_of
 
+_SCALARS = ("number", "scalar", "tensor")  # an exported program may have a number in place of a tensor
 _RANGE = torch.iinfo(torch.int32)
 
 
@@ -25,7 +26,7 @@ def scalar_refusal(node: Node) -> str | None:
     values = [
         (argument.name, node.args[position] if position < len(node.args) else node.kwargs.get(argument.name))
         for position, argument in enumerate(schema.arguments)
-        if "number" in str(argument.type).lower() or "scalar" in str(argument.type).lower()
+        if any(kind in str(argument.type).lower() for kind in _SCALARS)
     ]
     return next((_reason(f"{name}={value}") for name, value in values if _is_too_wide(value)), None)
 

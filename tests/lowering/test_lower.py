@@ -132,3 +132,10 @@ def test_skipped_operations_stay_outside() -> None:
     lowered = lower(torch.export.export(model, (torch.zeros(2, 8),)), partitioner=partitioner)
     assert not lowered.direct
     assert [rejection.op for rejection in lowered.rejections] == ["aten.relu.default"]
+
+
+def test_integers_outside_int32_are_seen_on_the_direct_way_too() -> None:
+    x = torch.arange(4)
+    lowered = lower(torch.export.export(Function(lambda x: x * 3_000_000_000), (x,)))
+    assert [rejection.op for rejection in lowered.rejections] == ["aten.mul.Tensor"]
+    torch.testing.assert_close(host.run(lowered.buffer, x)[0], x * 3_000_000_000, rtol=0, atol=0)
