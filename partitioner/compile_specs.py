@@ -41,6 +41,7 @@ class LoweringOptions:
         enumerated_shapes: Symbolic input shape -> the shapes that it may take.
         lower_full_graph: Whether Core ML must take the whole program.
         size_ranges: What the partitioner knows of dynamic sizes; see `partitioner.size_ranges`.
+        on_trial: Whether what fails to convert will stay outside Core ML.
     """
 
     compute_unit: ct.ComputeUnit = ct.ComputeUnit.ALL
@@ -53,6 +54,7 @@ class LoweringOptions:
     enumerated_shapes: EnumeratedShapes | None = None
     lower_full_graph: bool = False
     size_ranges: tuple[SizeRange, ...] = ()
+    on_trial: bool = False
 
 
 class NotedSpecs(list[CompileSpec]):

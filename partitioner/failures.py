@@ -10,9 +10,11 @@ from torch.fx import Node
 from partitioner.bisection import first_failing
 from partitioner.compile_specs import LoweringOptions
 from partitioner.errors import ConversionError, DeploymentTargetError
+from partitioner.kernels import runs_outside
 from partitioner.nodes import op_name, source_line
 from partitioner.quiet import Position
 
+_NO_STATES = "take_over_mutable_buffer=False"
 _OPSET_ERROR = re.compile(r"No available version for (\S+) in the .* opset.*at least coremltools\.target\.(\w+)")
 
 
@@ -55,23 +57,33 @@ def failure(
             f"CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.{needed.name})"
         )
     else:
-        failed = ConversionError(
-            f"Core ML Tools could not convert {place}: {type(error).__name__}: {error}\n{_remedy(node, options)}"
-        )
+        cause = f"{type(error).__name__}: {error}"
+        failed = ConversionError(f"Core ML Tools could not convert {place}: {cause}\n{_remedy(node, program, options)}")
     failed.node = None if node is None else node.name
     return failed
 
 
-def _remedy(node: Node | None, options: LoweringOptions) -> str:
+def _remedy(node: Node | None, program: ExportedProgram, options: LoweringOptions) -> str:
     if options.enumerated_shapes is not None:
         return "Enumerated shapes need the whole program in Core ML: rewrite the model without the operation"
-    skipped = op_name(node).lower() if node is not None else "..."
     whole = "lower_full_graph=False, " if options.lower_full_graph else ""
-    return (
-        "To keep the operation out of Core ML: "
-        f"CoreMLPartitioner({whole}skip_ops_for_coreml_delegation=[{skipped!r}]), "
-        f'or CoreMLPartitioner({whole}on_error="fallback") for whatever fails'
-    )
+    choices = []
+    if node is not None and runs_outside(node):
+        choices.append(f"CoreMLPartitioner({whole}skip_ops_for_coreml_delegation=[{op_name(node).lower()!r}])")
+        if not options.on_trial:
+            choices.append(f'CoreMLPartitioner({whole}on_error="fallback") for whatever fails')
+    lines = [f"To keep the operation out of Core ML: {', or '.join(choices)}"] if choices else []
+    if node is not None and not choices:
+        lines.append(
+            "ExecuTorch has no kernel for the operation and no decomposition of it: write the model without it"
+        )
+    if node is None and program.graph_signature.buffers_to_mutate:
+        lines.append(f"To keep the mutable buffers out of Core ML: CoreMLPartitioner({whole}{_NO_STATES})")
+    if node is None:
+        lines.append(
+            f"To keep an operation out of Core ML: CoreMLPartitioner({whole}skip_ops_for_coreml_delegation=[...])"
+        )
+    return "\n".join(lines)
 
 
 def _node_at(position: Position, program: ExportedProgram) -> Node | None:

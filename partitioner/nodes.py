@@ -15,9 +15,15 @@ def op_name(node: Node) -> str:
     return str(target) if isinstance(target, torch._ops.OpOverload) else str(getattr(target, "__name__", target))
 
 
-def skip_name(node: Node) -> str:
-    """The name under which `skip_ops_for_coreml_delegation` knows the operation."""
-    return str(getattr(node.target, "__name__", "")).lower()
+def skip_names(node: Node) -> frozenset[str]:
+    """The names under which `skip_ops_for_coreml_delegation` knows an operation: its own, and what it is a part of."""
+    names = {op_name(node).lower()}
+    sources = list(node.meta.get("from_node") or ())
+    while sources:
+        source = sources.pop()
+        names.add(str(source.target).lower())
+        sources += source.from_node
+    return frozenset(names)
 
 
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:

@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from partitioner.errors import DeploymentTargetError, UnsupportedOpError
-from partitioner.nodes import argument, constant_values, op_name, source_line, tensor_of
+from partitioner.nodes import argument, constant_values, op_name, skip_names, source_line, tensor_of
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def find_requirements(
         skipped: Full lower-case names of operations that stay outside Core ML.
         states: Names of the mutable buffers that become Core ML states.
     """
-    names = set(skipped)
+    names = frozenset(skipped)
     constants = constant_values(program)
     found = [*_io_requirements(program, states)]
     for node in program.graph.nodes:
@@ -137,7 +137,7 @@ def find_requirements(
             continue
         name = op_name(node)
         rule = RULES.get(name)
-        result = rule(node, constants) if rule is not None and name.lower() not in names else None
+        result = rule(node, constants) if rule is not None and not (names and skip_names(node) & names) else None
         if result is not None:
             found.append(Requirement(*result, origin=name, entry=_entry(node)))
     return found

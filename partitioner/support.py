@@ -15,7 +15,7 @@ from torch.fx import Node
 from partitioner.checks import CHECKS, CONSTANT_OPERANDS
 from partitioner.integers import scalar_refusal, wide_constants
 from partitioner.lowerings import has_converter
-from partitioner.nodes import constant_names, constant_values, op_name, skip_name, source_line, tensor_of
+from partitioner.nodes import constant_names, constant_values, op_name, skip_names, source_line, tensor_of
 from partitioner.ranks import rank_refusal
 
 
@@ -60,7 +60,7 @@ def refusal(node: Node, skipped: frozenset[str], constants: frozenset[str]) -> s
         skipped: Lower-case names that the user keeps outside Core ML.
         constants: Names of the values that the Core ML model will hold; see `partitioner.nodes.constant_values`.
     """
-    if skip_name(node) in skipped:
+    if skipped and skip_names(node) & skipped:
         return "listed in skip_ops_for_coreml_delegation"
     if node.target is operator.getitem:
         return None

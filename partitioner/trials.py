@@ -51,7 +51,7 @@ def failures(
             if part is None:
                 continue
             try:
-                convert(part, replace(options, op_linear_quantizer_config=None))
+                convert(part, replace(options, op_linear_quantizer_config=None, on_trial=True))
             except (ConversionError, DeploymentTargetError) as error:
                 if error.node is None:
                     raise
