@@ -1,12 +1,14 @@
 """The ends of a model: its first and last layers, and where values enter and leave it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from torch.fx import GraphModule, Node
 
 from coreml_quantizer.config.policy import QuantizationPolicy
+from coreml_quantizer.operands import weight_axes
 from coreml_quantizer.rules import OpRule, Treatment, rules
+from coreml_quantizer.values import find_constants, find_written_values
 
 _MOVES = frozenset({Treatment.SHARED, Treatment.SPLIT})
 _FOLLOWS = frozenset({Treatment.ACTIVATION, Treatment.BATCH_NORM})
@@ -38,13 +40,14 @@ class Boundaries:
     def of(policy: QuantizationPolicy, graph_module: GraphModule) -> "Boundaries":
         """Finds what `policy` asks for, in time linear in the number of nodes; nothing when it asks for nothing."""
         nodes = list(graph_module.graph.nodes)
+        weighted = frozenset(_weighted(nodes))
         found: dict[Node, End] = {}
         for name, wanted, finder in (
             ("last_layer", policy.last_layer, _last_layers),
             ("first_layer", policy.first_layer, _first_layers),
         ):
             if wanted != AS_CONFIGURED:
-                found.update(dict.fromkeys(finder(nodes), End(name, wanted == "weight_only")))
+                found.update(dict.fromkeys(finder(nodes, weighted), End(name, wanted == "weight_only")))
         readers = frozenset() if policy.quantizes_inputs else frozenset(_readers(nodes))
         makers = frozenset() if policy.quantizes_outputs else frozenset(_makers(graph_module.graph.output_node()))
         return Boundaries(found, readers, makers)
@@ -69,26 +72,30 @@ def _rule(node: Node) -> OpRule | None:
     return rules.lookup(node) if node.op == "call_function" else None
 
 
-def _has_weight(node: Node) -> bool:
-    rule = _rule(node)
-    return rule is not None and rule.weight is not None
+def _weighted(nodes: list[Node]) -> Iterable[Node]:
+    """Yields the calls that have weights."""
+    constants = find_constants(nodes, find_written_values(nodes))
+    for node in nodes:
+        rule = _rule(node)
+        if rule is not None and weight_axes(node, rule, constants):
+            yield node
 
 
-def _first_layers(nodes: list[Node]) -> Iterable[Node]:
-    return _without(nodes, lambda node: node.all_input_nodes)
+def _first_layers(nodes: list[Node], weighted: Container[Node]) -> Iterable[Node]:
+    return _without(nodes, weighted, lambda node: node.all_input_nodes)
 
 
-def _last_layers(nodes: list[Node]) -> Iterable[Node]:
-    return _without(nodes[::-1], lambda node: list(node.users))
+def _last_layers(nodes: list[Node], weighted: Container[Node]) -> Iterable[Node]:
+    return _without(nodes[::-1], weighted, lambda node: list(node.users))
 
 
-def _without(nodes: list[Node], neighbours: Callable[[Node], list[Node]]) -> Iterable[Node]:
+def _without(nodes: list[Node], weighted: Container[Node], neighbours: Callable[[Node], list[Node]]) -> Iterable[Node]:
     """Yields layers with weights that no other such layer comes before, in the order of `nodes`."""
     behind: set[Node] = set()
     for node in nodes:
         if any(other in behind for other in neighbours(node)):
             behind.add(node)
-        elif _has_weight(node):
+        elif node in weighted:
             behind.add(node)
             yield node
 

@@ -76,7 +76,7 @@ def decisions_of(graph_module: GraphModule) -> tuple[Decision, ...]:
     if _KEY not in graph_module.meta:
         raise QuantizerError(
             "This graph carries no record of what was quantized. Pass what prepare_pt2e returned with a "
-            "CoreMLQuantizer, or what convert_pt2e made of it; torch.export.export drops the record."
+            "CoreMLQuantizer; torch.export.export drops the record."
         )
     graphs = [(path, inner) for path, inner in graph_module.named_modules() if isinstance(inner, GraphModule)]
     return tuple(

@@ -43,7 +43,8 @@ def run_batch(model: nn.Module, number: int, batch: Any, inputs: Callable[[Any],
         raise CalibrationError(
             f"Batch {number}, {_described(given)}, is not what the model takes: {error}\n"
             "Give a tensor, a tuple or list of positional inputs, or a dict of named ones; "
-            "inputs=lambda batch: batch[0] selects from what the loader gives."
+            "inputs=lambda batch: batch[0] selects from what the loader gives. Sizes are those of the example that was "
+            "exported, unless torch.export.export was given dynamic_shapes; a single batch is given as [batch]."
         ) from error
 
 

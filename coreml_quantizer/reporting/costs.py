@@ -14,6 +14,11 @@ from coreml_quantizer.reporting.macs import multiply_adds
 from coreml_quantizer.specs import PerBlock, PerChannelGroup
 from coreml_quantizer.weights import BlockObserver, PaletteObserver
 
+_CONVERTED = (
+    "This graph is converted already; convert_pt2e changes the graph that it is given, too. Report on what "
+    "prepare_pt2e returned, before convert_pt2e."
+)
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -43,7 +48,7 @@ def measure(prepared: GraphModule, decisions: Iterable[Decision]) -> Costs:
     tensors = _tensors(prepared)
     quantized = {name for found in decisions for name in found.weights}
     if not quantized <= tensors.keys() and not any("." in found.node for found in decisions):
-        raise QuantizerError("This graph is converted already. Report on what prepare_pt2e returned.")
+        raise QuantizerError(_CONVERTED)
     # What computes in floating point may read what others quantized.
     quantizes = {found.node for found in decisions if found.outcome != "float" and found.activations}
     macs = quantized_macs = 0
@@ -83,7 +88,10 @@ def _reads_quantized(node: Node, graph_module: GraphModule) -> bool:
 def _tensors(graph_module: GraphModule) -> dict[str, torch.Tensor]:
     """The float tensors that a graph reads, by name; tied ones have several."""
     read = [str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr" and node.users]
-    values = {name: attrgetter(name)(graph_module) for name in read}
+    try:
+        values = {name: attrgetter(name)(graph_module) for name in read}
+    except AttributeError as error:
+        raise QuantizerError(_CONVERTED) from error
     return {name: v for name, v in values.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
 
 

@@ -41,7 +41,10 @@ def store(model: GraphModule, name: str, value: Tensor) -> Node:
 
 
 def replace(model: GraphModule, observer_node: Node, compressed: Node) -> None:
-    """Puts `compressed` where `observer_node` was."""
+    """Puts `compressed`, a call that gives float32 unless told otherwise, where `observer_node` was."""
+    value = observer_node.args[0].meta.get("val") if isinstance(observer_node.args[0], Node) else None
+    if isinstance(value, Tensor) and value.dtype != torch.float32:
+        compressed.update_kwarg("output_dtype", value.dtype)
     compressed.meta = {key: value for key, value in observer_node.meta.items() if key != "quantization_annotation"}
     observer_node.replace_all_uses_with(compressed)
     model.graph.erase_node(observer_node)

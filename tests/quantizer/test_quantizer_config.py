@@ -151,6 +151,21 @@ def test_the_most_specific_entry_decides(config: QuantizerConfig, expected: list
     assert linears(config.to_dict()) == expected
 
 
+def test_a_product_with_a_parameter_is_the_last_layer() -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.table = nn.Linear(8, 8), nn.Parameter(torch.randn(8, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.matmul(self.linear(x), self.table)
+
+    quantizer = CoreMLQuantizer(QuantizerConfig(last_layer="float"))
+    graph = torch.export.export(Projected().eval(), (torch.randn(2, 8),)).module()
+    entries = {found.op: found.entry for found in quantizer.report(prepare_pt2e(graph, quantizer)).decisions}
+    assert entries == {"aten.linear": "global", "aten.matmul": "last_layer"}
+
+
 def test_an_activation_behind_the_first_layer_stays_fused_when_inputs_are_float() -> None:
     prepared = prepare(Model(), ROWS, QuantizerConfig(inputs="float"))
     prepared(*ROWS)

@@ -268,8 +268,9 @@ def test_a_type_that_folding_removed_is_a_warning() -> None:
 def test_other_graphs_are_refused() -> None:
     quantizer, prepared = prepare(None)
     prepared(*IMAGE)
-    with pytest.raises(QuantizerError, match="converted already"):
-        quantizer.report(convert_pt2e(prepared))
+    for graph in (convert_pt2e(prepared), prepared):
+        with pytest.raises(QuantizerError, match="converted already"):
+            quantizer.report(graph)
     with pytest.raises(QuantizerError, match="no record"):
         quantizer.report(torch.export.export(Model().eval(), IMAGE).module())
     with pytest.raises(QuantizerError, match="not of Model"):

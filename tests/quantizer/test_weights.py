@@ -162,3 +162,15 @@ def test_weights_that_are_no_numbers_are_named(weight: WeightConfig) -> None:
         layer.weight[1, 2] = torch.inf
     with pytest.raises(CalibrationError, match=r"weight 'weight' .* infinite"):
         convert(layer, (2, 8), weight)
+
+
+@pytest.mark.parametrize("preset", ["w4_block32", "lut4", "lut4_group16"])
+def test_models_in_half_precision(preset: str) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(32, 64, 3).half(), (torch.randn(1, 32, 6, 6).half(),)
+    converted = convert_pt2e(prepare(layer, x, preset))
+    assert weight_node(converted).kwargs["output_dtype"] == torch.float16
+    with torch.no_grad():
+        got, wanted = converted(*x), convert_pt2e(prepare(layer.float(), (x[0].float(),), preset))(x[0].float())
+    assert got.dtype == torch.float16
+    assert (got - wanted).abs().max() < 2**-9 * wanted.abs().max()
