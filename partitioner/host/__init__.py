@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from partitioner.host.comparison import Spread as Spread
     from partitioner.host.comparison import compare_policies as compare_policies
+    from partitioner.host.custom_ops import register_op as register_op
     from partitioner.host.errors import DelegateUnavailableError as DelegateUnavailableError
     from partitioner.host.errors import ExecutionError as ExecutionError
     from partitioner.host.errors import HostError as HostError
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from partitioner.host.policy import Policy as Policy
     from partitioner.host.policy import policies as policies
     from partitioner.host.program import Opset as Opset
-    from partitioner.host.registry import register_op as register_op
     from partitioner.host.runtime import enable as enable
     from partitioner.host.runtime import run as run
     from partitioner.host.tracing import OpTrace as OpTrace
@@ -44,7 +44,7 @@ _SOURCES = {
     "Policy": "policy",
     "policies": "policy",
     "Opset": "program",
-    "register_op": "registry",
+    "register_op": "custom_ops",
     "enable": "runtime",
     "run": "runtime",
     "OpTrace": "tracing",

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from partitioner.host.errors import InputError
-from partitioner.host.loading import Program
+from partitioner.host.loading import Program, load
+from partitioner.host.opening import Source
 from partitioner.host.policy import FLOAT32, SEQUENTIAL16, STORAGE16, Policy, get_policy
 
 _DEFAULT = (FLOAT32, STORAGE16, SEQUENTIAL16)
@@ -37,7 +38,7 @@ class Spread:
 
 
 def compare_policies(
-    program: Program, inputs: Mapping[str, Any], policies: Sequence[str | Policy] = _DEFAULT
+    program: Source, inputs: Mapping[str, Any], policies: Sequence[str | Policy] = _DEFAULT
 ) -> list[Spread]:
     """Run a program under several policies and say how far their results are apart.
 
@@ -45,7 +46,8 @@ def compare_policies(
     a device may differ by about as much as they do.
 
     Args:
-        program: The program; its own policy does not matter. States start from zeros.
+        program: A loaded program, whose own policy does not matter, or anything that `load` takes. States start from
+            zeros.
         inputs: Input name -> array, as `Program.predict` takes them.
         policies: The policies; distances in decibels are to the first of them.
 
@@ -55,12 +57,15 @@ def compare_policies(
     Raises:
         InputError: The inputs do not fit, or there are fewer than two policies.
         PolicyError: A policy is unknown.
+        ProgramFormatError: The program cannot be read.
+        UnsupportedMilOpError: It uses operations that have no definition here.
     """
     chosen = [get_policy(policy) for policy in policies]
     if len({policy.name for policy in chosen}) < 2:
         raise InputError(f"got the policies {[policy.name for policy in chosen]}; give at least two different ones")
-    results = {policy.name: _predict(program.with_policy(policy), inputs) for policy in chosen}
-    names = [feature.name for feature in program.outputs if feature.kind == "tensor"]
+    loaded = program if isinstance(program, Program) else load(program)
+    results = {policy.name: _predict(loaded.with_policy(policy), inputs) for policy in chosen}
+    names = [feature.name for feature in loaded.outputs if feature.kind == "tensor"]
     return [_spread(name, {policy: result[name] for policy, result in results.items()}) for name in names]
 
 

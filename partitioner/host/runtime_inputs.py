@@ -43,6 +43,12 @@ def check_inputs(method: Method, given: Sequence[object]) -> list[torch.Tensor |
         InputError: The count, a shape, a dtype or a device is wrong; every problem is listed.
     """
     signature = ", ".join(describe(spec) for spec in method.inputs)
+    packed = next((value for value in given if isinstance(value, tuple | list)), None)
+    if packed is not None:
+        raise InputError(
+            f"got a {type(packed).__name__} of {len(packed)} values as one input; pass each input by itself, "
+            f"run(pte, *inputs), in this order: ({signature})"
+        )
     if len(given) != len(method.inputs):
         raise InputError(
             f"method {method.name!r} takes {len(method.inputs)} inputs, got {len(given)}; "

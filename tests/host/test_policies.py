@@ -98,6 +98,17 @@ def test_policies_are_compared_output_by_output():
     assert str(linear).startswith(f"{linear.output}: largest ")
 
 
+def test_what_load_takes_is_compared_without_loading(tmp_path):
+    model = convert(lambda x: mb.linear(x=x, weight=W, bias=B, name="y"), {"x": X}, half=True)
+    (expected,) = host.compare_policies(host.load(model), {"x": X})
+    (spread,) = host.compare_policies(model, {"x": X})
+    assert (spread.largest, spread.decibels) == (expected.largest, expected.decibels)
+    with pytest.raises(host.ProgramFormatError, match=r"there is no file .*absent\.pte"):
+        host.compare_policies(tmp_path / "absent.pte", {"x": X})
+    with pytest.raises(host.InputError, match="got None; give "):
+        host.compare_policies(None, {"x": X})
+
+
 def test_states_start_from_zeros_under_every_policy():
     def build(x, memory):
         return mb.coreml_update_state(state=memory, value=mb.add(x=mb.read_state(input=memory), y=x), name="y")

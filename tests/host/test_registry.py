@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from typing import Any
 
 import coremltools as ct
@@ -6,6 +8,7 @@ import torch
 from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 
 import partitioner.host.ops  # noqa: F401
+from partitioner import host
 from partitioner.host.program import Opset
 from partitioner.host.registry import OPS, Ints, OpRegistry, Outputs, Tensors, make_definition, register_op
 
@@ -85,3 +88,48 @@ def test_other_annotations_are_refused():
 
     with pytest.raises(TypeError, match=r"op: parameter 'x' has the annotation <class 'complex'>"):
         make_definition("op", function, since=Opset.IOS15, exact=False, pure=True)
+
+
+IN_A_NEW_PROCESS = """
+from partitioner import host
+import torch
+
+def relu(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+for since in (host.Opset.IOS15, host.Opset.IOS17):
+    try:
+        host.register_op("my_relu", "relu", since=since)(relu)
+    except ValueError as error:
+        assert "operation 'relu' comes with the host" in str(error), error
+    else:
+        raise SystemExit(f"accepted for {since}")
+from partitioner.host.registry import OPS
+assert OPS.find("relu", host.Opset.IOS26).function is not relu
+assert OPS.find("my_relu", host.Opset.IOS26) is None
+host.register_op("my_relu")(relu)
+"""
+
+
+def test_operations_of_the_host_are_not_replaced_even_by_the_first_call():
+    done = subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_operations_of_users_have_a_definition_an_opset_and_a_name():
+    def same(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    for since in (Opset.IOS15, Opset.IOS17):
+        host.register_op("of_a_user", since=since)(same)
+    try:
+        with pytest.raises(ValueError, match="'of_a_user' is already defined for IOS17"):
+            host.register_op("another", "of_a_user", since=Opset.IOS17)(same)
+        with pytest.raises(ValueError, match="name the operations"):
+            host.register_op(same)
+        with pytest.raises(TypeError, match="annotation"):
+            host.register_op("another")(lambda x: x)
+        assert "another" not in OPS.types()
+    finally:
+        for since in (Opset.IOS15, Opset.IOS17):
+            OPS.remove("of_a_user", since)

@@ -141,6 +141,13 @@ def test_wrong_count_shows_the_signature():
             host.run(case.pte, *inputs)
 
 
+def test_a_forgotten_star_is_told():
+    case = programs.two_outputs()
+    for packed in (case.inputs, list(case.inputs)):
+        with pytest.raises(InputError, match=rf"got a {type(packed).__name__} of 2 values .* run\(pte, \*inputs\)"):
+            host.run(case.pte, packed)
+
+
 def test_all_wrong_inputs_are_listed_at_once():
     case = programs.two_outputs()
     with pytest.raises(InputError) as caught:
@@ -154,7 +161,7 @@ def test_all_wrong_inputs_are_listed_at_once():
     ("value", "problem"),
     [
         (None, "got a NoneType, expected a tensor"),
-        ([[1.0]], "got a list, expected a tensor"),
+        ([[1.0]], r"got a list of 1 values as one input; .* run\(pte, \*inputs\)"),
         (torch.zeros(8, 2), "got shape"),
         (torch.zeros(1, 2, 8), "got shape"),
         (torch.zeros(2, 8, device="meta"), "on meta"),
