@@ -155,6 +155,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "aten.bitwise_xor.Scalar": _integer_bits,
         "aten.bitwise_xor.Tensor": _integer_bits,
         "aten.rms_norm.default": _default_eps,
+        "aten._unique2.default": _never("Core ML Tools cannot read its arguments"),
         "aten.nll_loss_nd.default": _never("Core ML has no such operation"),
         "aten.tile.default": _new_dimensions,
         "aten.conv_transpose1d.default": _output_padding(4, 5),

@@ -9,6 +9,10 @@ class CompileSpecError(PartitionerError, ValueError):
     """A compile spec has an unknown key, an unreadable value or contradicts another one."""
 
 
+class ArgumentError(PartitionerError, TypeError):
+    """An argument is of the wrong kind."""
+
+
 class DeploymentTargetError(PartitionerError, ValueError):
     """The program needs a newer Core ML than the chosen minimum deployment target.
 

@@ -43,5 +43,6 @@ def runs_outside(node: Node) -> bool:
         torch.Tag.core in target.tags
         or target in _decomposed()
         or _is_cia_op(target)
+        or str(target).split(".")[1].endswith("_copy")  # of a view, which ExecuTorch replaces by its copy
         or op_name(node).split(".")[0] in _LIBRARIES
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir import ExecutorchBackendConfig
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
 
-from partitioner.errors import ConversionError, DeploymentTargetError
+from partitioner.detour import lower_in_parts
+from partitioner.errors import ArgumentError, ConversionError, DeploymentTargetError
 from partitioner.partitioner import CoreMLPartitioner
 from partitioner.report import LoweringReport
 from partitioner.support import Rejection
@@ -74,12 +75,15 @@ def lower(
         config: How ExecuTorch writes the program.
 
     Raises:
+        ArgumentError: `programs` are not exported, or `partitioner` is no `CoreMLPartitioner`.
         ValueError: Both `partitioner` and `compile_specs` are given.
         CompileSpecError: The compile specs are unreadable.
         ConversionError: Core ML Tools cannot convert an operation.
         DeploymentTargetError: The program needs a newer deployment target than the given one.
-        UnsupportedOpError: The partitioner demands the whole graph, and Core ML does not take all of it.
+        UnsupportedOpError: The partitioner demands the whole graph, and Core ML does not take all of it; neither Core
+            ML nor ExecuTorch has some operation; or the program is not ready: in training mode, say.
     """
+    _check_kinds(programs, partitioner)
     if partitioner is not None and compile_specs is not None:
         raise ValueError("give the compile specs to the partitioner: CoreMLPartitioner(compile_specs=...)")
     chosen = CoreMLPartitioner(compile_specs=compile_specs) if partitioner is None else partitioner
@@ -87,9 +91,27 @@ def lower(
         manager = _whole(programs, chosen)
         if manager is not None:
             return LoweredProgram(manager.to_executorch(config), (), chosen.report(), direct=True)
-    methods = programs if isinstance(programs, ExportedProgram) else dict(programs)
-    edge = to_edge_transform_and_lower(methods, partitioner=[chosen])
-    return LoweredProgram(edge.to_executorch(config), chosen.rejections, chosen.report(), direct=False)
+    methods = {"forward": programs} if isinstance(programs, ExportedProgram) else dict(programs)
+    with torch.no_grad():  # buffers may be written to that parameters were computed into
+        manager = lower_in_parts(methods, chosen).to_executorch(config)
+    return LoweredProgram(manager, chosen.rejections, chosen.report(), direct=False)
+
+
+def _check_kinds(programs: Any, partitioner: Any) -> None:
+    if partitioner is not None and not isinstance(partitioner, CoreMLPartitioner):
+        raise ArgumentError(
+            f"partitioner must be one CoreMLPartitioner, not {type(partitioner).__name__}: "
+            "lower(program, partitioner=CoreMLPartitioner(...))"
+        )
+    if isinstance(programs, ExportedProgram):
+        return
+    values = programs.values() if isinstance(programs, Mapping) else [programs]
+    wrong = sorted({type(value).__name__ for value in values if not isinstance(value, ExportedProgram)})
+    if wrong or not values:
+        raise ArgumentError(
+            f"lower takes exported programs, not {', '.join(wrong) or 'an empty dict'}: "
+            "lower(torch.export.export(model.eval(), inputs)), or a dict of such by method name"
+        )
 
 
 def _whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Any:

@@ -69,3 +69,8 @@ def source_line(stack_trace: str | None) -> str | None:
         return lines[-1] if lines else None
     place, *code = lines[frames[-1] :]
     return f"{place}: {code[0]}" if code else place
+
+
+def place(node: Node) -> str:
+    """An operation and where it is in the model, for messages."""
+    return f"{op_name(node)} ({source_line(node.meta.get('stack_trace')) or f'node {node.name!r}'})"

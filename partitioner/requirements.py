@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from partitioner.errors import DeploymentTargetError, UnsupportedOpError
-from partitioner.nodes import argument, constant_values, op_name, skip_names, source_line, tensor_of
+from partitioner.nodes import argument, constant_values, op_name, place, skip_names, tensor_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ RANGE_ARGUMENTS: Mapping[str, tuple[int, int]] = MappingProxyType(
 """Positions of the lowest and the highest integer in the arguments of an operation."""
 
 _SUB_BYTE_LEVELS = 15
+_OLDEST = ct.target.iOS15
 
 
 def _quantize(node: Node, constants: frozenset[str]) -> tuple[ct.target, str]:
@@ -174,6 +175,11 @@ def check_target(requirements: Iterable[Requirement], target: ct.target) -> None
     Raises:
         DeploymentTargetError: Names every feature that is too new, who uses it, and the call that mends it.
     """
+    if target < _OLDEST:
+        raise DeploymentTargetError(
+            f"the minimum deployment target {target.name} has no ML programs, which need {_OLDEST.name}. Use "
+            f"CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.{_OLDEST.name}), or none"
+        )
     missing = [requirement for requirement in requirements if requirement.target > target]
     if not missing:
         return
@@ -219,9 +225,7 @@ def refuse_dynamic_quantization(program: ExportedProgram) -> None:
     ]
     if not dynamic:
         return
-    places = [
-        f"  {op_name(node)} ({source_line(node.meta.get('stack_trace')) or f'node {node.name!r}'})" for node in dynamic
-    ]
+    places = [f"  {place(node)}" for node in dynamic]
     raise UnsupportedOpError(
         "Core ML has no dynamic quantization, and this program computes scales at run time:\n"
         + "\n".join(places)

@@ -8,7 +8,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from partitioner.errors import UnsupportedOpError
-from partitioner.nodes import argument, op_name, source_line
+from partitioner.nodes import argument, op_name, place
 
 _MOST_PLACES = 5
 
@@ -58,7 +58,7 @@ def refuse_unfinished(program: ExportedProgram) -> None:
     if training:
         raise UnsupportedOpError(
             "the program was exported in training mode:\n"
-            + "\n".join(_first(map(_place, training)))
+            + "\n".join(_first(map(place, training)))
             + "\nCall model.eval() before torch.export.export; where a function takes dropout_p or training, pass "
             "dropout_p=0.0 or training=False"
         )
@@ -70,11 +70,7 @@ def _observer(node: Node) -> str | None:
     found = next((match for entry in stack.values() if (match := _OBSERVER.search(str(entry[0])))), None)
     if found is not None:
         return found.group()
-    return _place(node) if "fake_quantize" in op_name(node) else None
-
-
-def _place(node: Node) -> str:
-    return f"{op_name(node)} ({source_line(node.meta.get('stack_trace')) or f'node {node.name!r}'})"
+    return place(node) if "fake_quantize" in op_name(node) else None
 
 
 def _first(places: Iterable[str]) -> list[str]:
