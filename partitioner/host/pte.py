@@ -10,6 +10,8 @@ from typing import Any
 from partitioner.host.errors import ProgramFormatError
 from partitioner.host.pte_checks import program_problems
 from partitioner.host.pte_flatbuffer import Table, read_root
+from partitioner.host.pte_kernels import fatal_calls
+from partitioner.host.pte_tensors import foreign_types
 
 COREML_BACKEND = "CoreMLBackend"
 
@@ -30,6 +32,7 @@ class TensorSpec:
         shape: Upper bound of every dimension; empty for scalars.
         dim_order: Dimensions from the slowest to the fastest varying in memory; empty for scalars.
         dynamic: Whether a smaller shape may be given.
+        fixed: Dimensions of a dynamic input that are known to have this size only.
     """
 
     kind: str
@@ -37,6 +40,7 @@ class TensorSpec:
     shape: tuple[int, ...] = ()
     dim_order: tuple[int, ...] = ()
     dynamic: bool = False
+    fixed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Method:
         delegates: Its delegates.
         wiring: How it connects to its delegate if it is one delegate call and nothing else, else None.
         operators: The kernels it calls, as ExecuTorch names them.
+        fatal: Kernel calls that would end the process, in words.
     """
 
     name: str
@@ -88,6 +93,7 @@ class Method:
     delegates: tuple[Delegate, ...]
     wiring: DelegateWiring | None
     operators: tuple[str, ...]
+    fatal: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,13 @@ def read_pte(data: bytes | bytearray | memoryview) -> PteProgram:
     except ProgramFormatError as error:
         raise ProgramFormatError(f"the .pte is corrupt: {error}; {_REMEDY}") from None
     problems = list(program_problems(program, len(segments)))
+    # Each such tensor is one problem: there is no other.
+    if problems and len(problems) == len(foreign := foreign_types(program)):
+        raise ProgramFormatError(
+            f"the .pte has tensors of {', '.join(sorted(set(foreign)))}, with which neither ExecuTorch's kernels nor "
+            "Core ML compute; let the model compute with real numbers, for example with torch.view_as_real(x) for "
+            "complex ones, and export it again"
+        )
     if problems:
         more = f"\n  and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         listed = "\n  ".join(problems[:_SHOWN_PROBLEMS])
@@ -182,7 +195,8 @@ def _build(program: Table, segments: memoryview) -> PteProgram:
 
 
 def _build_method(plan: Table, inline: list[memoryview], parts: list[memoryview]) -> Method:
-    specs = [_spec(value["val"]) for value in plan["values"]]
+    values = [value["val"] for value in plan["values"]]
+    specs = [_spec(value) for value in values]
     return Method(
         name=plan["name"],
         inputs=tuple(specs[index] for index in plan["inputs"]),
@@ -190,6 +204,7 @@ def _build_method(plan: Table, inline: list[memoryview], parts: list[memoryview]
         delegates=tuple(_build_delegate(entry, inline, parts) for entry in plan["delegates"]),
         wiring=_wiring(plan),
         operators=tuple(".".join(filter(None, (op["name"], op["overload"]))) for op in plan["operators"]),
+        fatal=tuple(fatal_calls(plan, values)),
     )
 
 

@@ -8,12 +8,23 @@ from partitioner.host.pte_flatbuffer import Table
 # Bytes an element of each ``scalar_type`` takes (executorch_flatbuffer.ScalarType). These are the types that kernels
 # compute with; they end the process on the others, the quantized, bit and 8-bit floating point types.
 ELEMENT_BYTES = {0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 2, 6: 4, 7: 8, 11: 1, 15: 2, 27: 2, 28: 4, 29: 8}
+_COMPLEX = {8: "complex32", 9: "complex64", 10: "complex128"}
+_PACKED = {12: "qint8", 13: "quint8", 14: "qint32", 16: "quint4x2", 17: "quint2x4", 22: "bits16"}
+_EIGHT_BITS = {23: "float8_e5m2", 24: "float8_e4m3fn", 25: "float8_e5m2fnuz", 26: "float8_e4m3fnuz"}
+_FOREIGN = _COMPLEX | _PACKED | _EIGHT_BITS
 _EXTERNAL = 1
 _UNBOUND = 2
 _MAX_RANK = 16
 # How much of a planned buffer may be unused: alignment, and scratch memory of kernels.
 _UNUSED_BYTES = 64 << 20
 _MAX_PLANNED_BYTES = 1 << 40
+
+
+def foreign_types(program: Table) -> list[str]:
+    """The types of tensors that programs may have and kernels do not compute with, one for each such tensor."""
+    values = [value["val"] for plan in program["execution_plan"] for value in plan["values"]]
+    types = [value["scalar_type"] for value in values if value is not None and value.kind == "Tensor"]
+    return [_FOREIGN[number] for number in types if number in _FOREIGN]
 
 
 def plan_size_problems(buffers: list[int], values: list[Table | None]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import torch
 from partitioner.errors import PartitionerError
 from partitioner.host import bridge
 from partitioner.host.errors import DelegateUnavailableError, ExecutionError, InputError, ProgramFormatError
+from partitioner.host.fixed_sizes import with_fixed_sizes
 from partitioner.host.given import Given, bytes_or_path, naming, refuse_bare_model
 from partitioner.host.policy import STORAGE16, Policy, get_policy
 from partitioner.host.pte import COREML_BACKEND, Method, PteProgram, read_pte
@@ -106,7 +107,7 @@ def _run(
     data: bytes, program: PteProgram, method: str, inputs: Sequence[torch.Tensor | Scalar], policy: Policy
 ) -> list[torch.Tensor]:
     entry = _find_method(program, method)
-    values = check_inputs(entry, inputs)
+    values = _checked(entry, inputs)
     try:
         native = _native()
     except DelegateUnavailableError as unavailable:
@@ -114,6 +115,15 @@ def _run(
     _register(native)
     with _RUNTIME_LOCK, bridge.use_policy(policy):
         return _run_natively(native, data, entry, values)
+
+
+def _checked(entry: Method, inputs: Sequence[torch.Tensor | Scalar]) -> list[torch.Tensor | Scalar]:
+    try:
+        return check_inputs(entry, inputs)
+    except InputError:
+        # The same problems, in terms of what is worth reading the delegate for only now.
+        check_inputs(with_fixed_sizes(entry), inputs)
+        raise
 
 
 def _read(source: Given) -> bytes:
@@ -186,6 +196,12 @@ def _check_available(runtime: Any, entry: Method) -> None:
     if missing:
         raise DelegateUnavailableError(
             f"method {entry.name!r} needs the backends {missing}, which are not registered here"
+        )
+    if entry.fatal:
+        calls = "; ".join(sorted(set(entry.fatal)))
+        raise ExecutionError(
+            f"method {entry.name!r} would end the process, because ExecuTorch's kernels do not take these types: "
+            f"{calls}. Convert the model with model.float() before torch.export, so that Core ML takes the operations"
         )
     unknown = _unknown_operators(runtime, entry)
     if any(name.startswith("quantized_decomposed::") for name in unknown):

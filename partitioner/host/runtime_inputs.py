@@ -69,9 +69,13 @@ def describe(spec: TensorSpec) -> str:
     """What a method takes at one position, in words: ``float32[1, 3, 224, 224]``."""
     if spec.kind != "Tensor":
         return _SCALARS[spec.kind].__name__ if spec.kind in _SCALARS else spec.kind
-    bound = "<=" if spec.dynamic else ""
     dtype = str(DTYPES.get(spec.scalar_type, f"scalar type {spec.scalar_type}")).removeprefix("torch.")
-    return f"{dtype}[{', '.join(f'{bound}{size}' for size in spec.shape)}]"
+    return f"{dtype}[{', '.join(_sizes(spec))}]"
+
+
+def _sizes(spec: TensorSpec) -> list[str]:
+    bounds = ("<=" if spec.dynamic and axis not in spec.fixed else "" for axis in range(len(spec.shape)))
+    return [f"{bound}{size}" for bound, size in zip(bounds, spec.shape, strict=True)]
 
 
 def _problem(spec: TensorSpec, value: object) -> str | None:
@@ -83,10 +87,10 @@ def _problem(spec: TensorSpec, value: object) -> str | None:
     if value.dtype != dtype:
         return f"got dtype {value.dtype}, expected {dtype}; convert it with .to({dtype})"
     if not _shape_fits(spec, tuple(value.shape)):
-        limit = "at most " if spec.dynamic else ""
+        way = "larger bounds" if spec.dynamic else "this shape, or with sizes that vary"
         return (
-            f"got shape {tuple(value.shape)}, expected {limit}{spec.shape}; reshape it, or export the model with "
-            "this shape or with dynamic_shapes"
+            f"got shape {tuple(value.shape)}, expected ({', '.join(_sizes(spec))}); reshape it, or export the model "
+            f"with {way}: dynamic_shapes with Dim('name', max=...)"
         )
     if value.device.type != "cpu" or value.layout != torch.strided:
         return f"got a {value.layout} tensor on {value.device}, expected a dense one on the CPU; pass .to_dense().cpu()"
@@ -106,7 +110,10 @@ def _scalar_problem(spec: TensorSpec, value: object) -> str | None:
 def _shape_fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
     if not spec.dynamic:
         return shape == spec.shape
-    return len(shape) == len(spec.shape) and all(got <= most for got, most in zip(shape, spec.shape, strict=True))
+    return len(shape) == len(spec.shape) and all(
+        got == most if axis in spec.fixed else got <= most
+        for axis, (got, most) in enumerate(zip(shape, spec.shape, strict=True))
+    )
 
 
 def _prepared(spec: TensorSpec, value: object) -> torch.Tensor | Scalar:

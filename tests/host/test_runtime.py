@@ -4,6 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from executorch.exir._serialize import _deserialize_pte_binary, _serialize_pte_binary
+from executorch.exir.schema import ScalarType, Tensor
 from host import pte_models as programs
 
 from partitioner import host
@@ -34,6 +36,15 @@ def expected(case, method, inputs):
     with torch.no_grad():
         outputs = case.models[method](*inputs)
     return list(outputs) if isinstance(outputs, tuple) else [outputs]
+
+
+def retyped(pte, kinds):
+    """The same program with other types of tensors."""
+    file = _deserialize_pte_binary(pte)
+    for value in file.program.execution_plan[0].values:
+        if isinstance(value.val, Tensor):
+            value.val.scalar_type = kinds.get(value.val.scalar_type, value.val.scalar_type)
+    return bytes(_serialize_pte_binary(file))
 
 
 def assert_same(got, want):
@@ -177,8 +188,9 @@ def test_unusable_inputs_are_refused(value, problem):
 
 def test_dynamic_shape_above_the_bound_is_refused():
     case = programs.dynamic()
-    with pytest.raises(InputError, match=r"got shape \(9, 5\), expected at most \(8, 5\)"):
+    with pytest.raises(InputError, match=r"got shape \(9, 5\), expected \(<=8, 5\);.*Dim\('name', max=") as caught:
         host.run(case.pte, torch.zeros(9, 5))
+    assert "takes (float32[<=8, 5])" in str(caught.value)
 
 
 def test_missing_file_is_a_format_error(tmp_path):
@@ -201,6 +213,25 @@ torch.testing.assert_close(got, torch.round(x / 0.25) * 0.25, rtol=0, atol=0)
     pte = programs.portable_quantization().pte
     done = subprocess.run(command, input=pte, capture_output=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+
+
+@needs_native
+def test_types_on_which_a_kernel_ends_the_process_are_refused():
+    pte = retyped(programs.portable_quantization().pte, {ScalarType.FLOAT: ScalarType.BFLOAT16})
+    with pytest.raises(
+        ExecutionError, match=r"end the process.*dequantize_per_tensor has a result of bfloat16"
+    ) as caught:
+        host.run(pte, torch.zeros(4, 4, dtype=torch.bfloat16))
+    assert "quantized_decomposed::quantize_per_tensor has argument 0 of bfloat16" in str(caught.value)
+    assert "model.float()" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["complex64", "float8_e4m3fn"])
+def test_types_without_kernels_are_not_called_corrupt(name):
+    kinds = {"complex64": ScalarType.COMPLEX64, "float8_e4m3fn": ScalarType.FLOAT8E4M3FN}
+    pte = retyped(programs.two_outputs().pte, {ScalarType.FLOAT: kinds[name]})
+    with pytest.raises(ProgramFormatError, match=f"^the .pte has tensors of {name}, with which"):
+        host.run(pte, *programs.two_outputs().inputs)
 
 
 @needs_native
