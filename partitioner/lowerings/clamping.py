@@ -1,7 +1,8 @@
-"""Limits on one side.
+"""Limits on one side, and those of hardtanh, which are limits too.
 
 Core ML Tools puts the largest number of float32 on the other side, which no float16 holds: such a limit stays in
-float32, and so off the Neural Engine, in a program in half precision, and infinity becomes a number.
+float32, and so off the Neural Engine, in a program in half precision, and infinity becomes a number. It takes the
+limits of hardtanh as they are, integers among them, and insists on the ones that exported programs leave out.
 """
 
 from typing import Any
@@ -14,6 +15,8 @@ from coremltools.converters.mil.mil import types
 from partitioner.lowerings.registry import get_converter, set_converter
 
 _plain = get_converter("clamp")
+
+_HARDTANH = (-1.0, 1.0)
 
 
 def _limits(bound: Any, unlimited: float) -> bool:
@@ -44,6 +47,12 @@ def _clamp_min(context: Any, node: Any) -> None:
 def _clamp_max(context: Any, node: Any) -> None:
     x, high = promote_input_dtypes(_get_inputs(context, node, expected=2))
     context.add(mb.minimum(x=x, y=high, name=node.name))
+
+
+@set_converter("hardtanh")
+def _hardtanh(context: Any, node: Any) -> None:
+    node.inputs = [*node.inputs, *_HARDTANH[len(node.inputs) - 1 :]]
+    _clamp(context, node)
 
 
 def _at_least(context: Any, node: Any, x: Any, low: Any) -> None:

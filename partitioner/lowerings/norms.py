@@ -1,8 +1,10 @@
-"""RMS norm with the epsilon that was asked for.
+"""Norms that the converters of Core ML Tools compute of something else than was asked for.
 
-Core ML Tools divides the input by its largest magnitude, so that squares fit into float16, and then adds ``eps`` to
-the mean square as if it had not: small inputs come out too large, and a row of zeros as not a number. Here ``eps`` is
-scaled as well, and nothing is divided by less than its root.
+RMS norm: Core ML Tools divides the input by its largest magnitude, so that squares fit into float16, and then adds
+``eps`` to the mean square as if it had not: small inputs come out too large, and a row of zeros as not a number. Here
+``eps`` is scaled as well, and nothing is divided by less than its root.
+
+Instance norm: Core ML Tools takes the statistics of the input, also where the running ones were asked for.
 """
 
 import math
@@ -11,7 +13,9 @@ from typing import Any
 from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
-from partitioner.lowerings.registry import set_converter
+from partitioner.lowerings.registry import get_converter, set_converter
+
+_of_the_input = get_converter("instance_norm")
 
 
 @set_converter("rms_norm")
@@ -26,3 +30,12 @@ def _rms_norm(context: Any, node: Any) -> None:
     scaled_eps = mb.square(x=mb.real_div(x=root, y=largest))
     normalized = mb.mul(x=scaled, y=mb.rsqrt(x=mb.add(x=mean, y=scaled_eps), epsilon=0.0))
     context.add(normalized if weight is None else mb.mul(x=normalized, y=weight), node.name)
+
+
+@set_converter("instance_norm")
+def _instance_norm(context: Any, node: Any) -> None:
+    x, weight, bias, mean, variance, use_input_stats, _, eps, _ = _get_inputs(context, node, expected=9)
+    if use_input_stats.val:
+        _of_the_input(context, node)
+        return
+    context.add(mb.batch_norm(x=x, mean=mean, variance=variance, gamma=weight, beta=bias, epsilon=eps, name=node.name))

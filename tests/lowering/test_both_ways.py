@@ -1,0 +1,95 @@
+"""Operations whose arguments the converters of Core ML Tools ignore or refuse: the numbers of PyTorch, both ways."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from lowering.helpers import lower as lower_to_edge
+from lowering.test_partitioner import Function
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from partitioner import host, lower
+
+X = torch.linspace(-3, 3, 16).reshape(2, 8)
+MASK = X > 0.5
+INTEGERS = torch.arange(16, dtype=torch.int32).reshape(2, 8)
+
+
+def check(model: nn.Module, *inputs: Tensor) -> None:
+    """Compares both ways of lowering with PyTorch; float16 holds 11 bits."""
+    program = torch.export.export(model.eval(), inputs)
+    expected = model(*inputs).detach()
+    direct = lower(program)
+    assert direct.rejections == ()
+    for buffer in (direct.buffer, lower_to_edge(model, inputs).to_executorch().buffer):
+        (result,) = host.run(buffer, *inputs)
+        torch.testing.assert_close(result, expected, rtol=2e-3, atol=2e-3)
+
+
+# 2 is True as a boolean, and 2.5 is 2 as an integer.
+FILLING: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
+    "zeros_like": lambda x, dtype: torch.zeros_like(x, dtype=dtype),
+    "ones_like": lambda x, dtype: torch.ones_like(x, dtype=dtype),
+    "full_like": lambda x, dtype: torch.full_like(x, 2 if dtype == torch.bool else 2.5, dtype=dtype),
+    "empty_like": lambda x, dtype: torch.empty_like(x, dtype=dtype).fill_(1),
+    "new_full": lambda x, dtype: x.new_full((2, 8), 2, dtype=dtype),
+    "new_ones": lambda x, dtype: x.new_ones((2, 8), dtype=dtype),
+    "full": lambda x, dtype: torch.full((2, 8), 2, dtype=dtype),
+    "full, a scalar": lambda x, dtype: torch.full((), 2, dtype=dtype),
+}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(X, id="of float32", marks=pytest.mark.slow),
+        pytest.param(MASK, id="of bool"),
+        pytest.param(INTEGERS, id="of int32", marks=pytest.mark.slow),
+    ],
+)
+def test_what_fills_has_the_declared_dtype(source: Tensor) -> None:
+    dtypes = torch.float32, torch.bool, torch.int32
+
+    def fill(x: Tensor) -> Tensor:
+        # Half of an integer or of True is a fraction only behind the conversion.
+        filled = [make(x, dtype).float() * 0.5 + x for make in FILLING.values() for dtype in dtypes]
+        return torch.stack(filled)
+
+    check(Function(fill), source)
+
+
+def test_zeros_like_a_mask_are_numbers() -> None:
+    check(Function(lambda mask: torch.zeros_like(mask, dtype=torch.float32).masked_fill_(mask, -5.0)), MASK)
+
+
+def test_a_boolean_mask_of_keys_in_a_transformer() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True).eval()
+    mask = torch.tensor([[False, False, False, True, True], [False] * 5])
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        check(Function(lambda x, keys: layer(x, src_key_padding_mask=keys)), torch.randn(2, 5, 16), mask)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("kind", "sizes"), [(nn.InstanceNorm1d, (9,)), (nn.InstanceNorm2d, (5, 6))])
+def test_instance_norms_keep_their_statistics(kind: type[nn.Module], sizes: tuple[int, ...], affine: bool) -> None:
+    torch.manual_seed(0)
+    norm = kind(4, affine=affine, track_running_stats=True)
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, 0.5, 2)
+    check(norm, torch.randn(2, 4, *sizes))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-2, 3), (-1.0, 1.0), (-1, 2), (0.0, 6.0)])
+def test_hardtanh(low: float, high: float) -> None:
+    check(nn.Hardtanh(low, high), X)
+
+
+def test_hardtanh_in_place() -> None:
+    check(Function(lambda x: F.hardtanh_(x * 2, 0, 1) * 2), X)
