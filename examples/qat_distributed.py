@@ -11,6 +11,7 @@ Run it with `torchrun --nproc-per-node 2 examples/qat_distributed.py [--shard]`.
 import quiet  # noqa: F401, I001  (first: it silences what the imports below print off macOS)
 import argparse
 import copy
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -103,6 +104,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shard", action="store_true", help="FSDP2 instead of DistributedDataParallel")
     shard = parser.parse_args().shard
+    if "RANK" not in os.environ:
+        sys.exit(
+            "This example trains on several processes: start it with\n  torchrun --nproc-per-node 2 " + sys.argv[0]
+        )
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     digits, model = load_data(), make_model()

@@ -1,5 +1,6 @@
 """The longer examples, which fail by themselves when something does not do what it should."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,18 @@ def test_example(arguments: list[str]) -> None:
         [sys.executable, *arguments], cwd=EXAMPLES, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_distributed_example_says_how_it_is_started() -> None:
+    done = subprocess.run(
+        [sys.executable, "qat_distributed.py"],
+        cwd=EXAMPLES,
+        env={name: value for name, value in os.environ.items() if name != "RANK"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "torchrun --nproc-per-node 2 qat_distributed.py" in done.stderr
+    assert "Traceback" not in done.stderr
