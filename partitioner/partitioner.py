@@ -26,7 +26,7 @@ from partitioner.nodes import constant_values
 from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
 from partitioner.size_ranges import SizeRange, merged, size_ranges
-from partitioner.states import initialized_buffers, keep_outside, spread, unfit
+from partitioner.states import detach, initialized_buffers, keep_outside, spread, unfit
 from partitioner.storage_notes import storage_notes
 from partitioner.support import Rejection, decide, refusal, rejections
 from partitioner.trials import FAILS, failures
@@ -137,6 +137,7 @@ class CoreMLPartitioner(Partitioner):
         known = () if finished else self._size_ranges
         self._size_ranges = merged((*known, *size_ranges(exported_program)))
         program = functional(exported_program)
+        detach(program)
         lower_ranks(program)
         self._initialized = initialized_buffers(program) | (frozenset() if finished else self._initialized)
         return program

@@ -15,6 +15,9 @@ INITIAL_VALUE_KEY = "et_init_buffer"
 _COUNTS_BATCHES = (
     "; it counts the batches of a batch norm in training: call model.eval() before torch.export.export to be rid of it"
 )
+_NOT_ZEROS = (
+    "it does not start at zeros, as Core ML's states do; if it need not, call zero_() on it before torch.export.export"
+)
 
 
 def initialized_buffers(program: ExportedProgram) -> frozenset[str]:
@@ -53,8 +56,25 @@ def unfit(program: ExportedProgram, initialized: Collection[str]) -> dict[str, s
             counts = _COUNTS_BATCHES if name.endswith("num_batches_tracked") else ""
             found[name] = f"it holds {dtype}, and Core ML's states are float16{counts}"
         elif name in initialized:
-            found[name] = "it does not start at zeros, as Core ML's states do"
+            found[name] = _NOT_ZEROS
     return found
+
+
+def detach(program: ExportedProgram) -> None:
+    """Takes mutable buffers out of the graph of gradients, in the program's own tables.
+
+    A buffer that a model wrote to outside of ``torch.no_grad()`` has a gradient, and cannot be written to in place.
+
+    Args:
+        program: A program in functional form, whose tables are not shared with another.
+    """
+    written = set(program.graph_signature.buffers_to_mutate.values())
+    buffers = program.graph_signature.inputs_to_buffers
+    for table in (program.state_dict, program.constants):
+        table.update({name: table[name].detach() for name in written & table.keys()})
+    for node in program.graph.nodes:
+        if buffers.get(node.name) in written:
+            node.meta["val"] = node.meta["val"].detach()
 
 
 def spread(program: ExportedProgram, buffers: Collection[str]) -> dict[str, str]:

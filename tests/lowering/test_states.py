@@ -118,3 +118,67 @@ def test_a_target_without_states_is_refused_with_the_way_out() -> None:
     specs = CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.iOS17)
     with pytest.raises(DeploymentTargetError, match="take_over_mutable_buffer=False"):
         lower(torch.export.export(CallCounter(), (X,)), compile_specs=specs)
+
+
+class Cache(nn.Module):
+    """Attention over keys and values that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        for name in ("keys", "values"):
+            self.register_buffer(name, torch.zeros(1, 8, 4))
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        query, key, value = (layer(x) for layer in self.project)
+        self.keys.index_copy_(1, place, key)
+        self.values.index_copy_(1, place, value)
+        return (query @ self.keys.mT).softmax(-1) @ self.values
+
+
+@pytest.mark.parametrize("zeroed", [True, pytest.param(False, marks=SLOW)])
+def test_a_model_that_ran_with_gradients_before_it_was_exported(zeroed: bool) -> None:
+    model, inputs = Cache(), (X.reshape(1, 1, 4), torch.tensor([0]))
+    model(*inputs)
+    if zeroed:
+        with torch.no_grad():
+            model.keys.zero_()
+            model.values.zero_()
+    partitioner = CoreMLPartitioner(compile_specs=FLOAT32)
+    program = torch.export.export(model, inputs)
+    buffer = to_edge_transform_and_lower(program, partitioner=[partitioner]).to_executorch().buffer
+    assert len(partitioner.report()[0].notes) == (0 if zeroed else 2)
+    host.enable()
+    method = Runtime.get().load_program(buffer).load_method("forward")
+    with torch.no_grad():
+        for place in (1, 2):
+            inputs = torch.full((1, 1, 4), float(place)), torch.tensor([place])
+            torch.testing.assert_close(method.execute(inputs)[0], model(*inputs), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("take_over", [True, False])
+def test_a_language_model_with_a_static_cache(take_over: bool) -> None:
+    """Its cache counts positions in an integer buffer."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers.integrations.executorch import TorchExportableModuleForDecoderOnlyLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, max_position_embeddings=32, **sizes)).eval()
+    cache = {"batch_size": 1, "max_cache_len": 16}
+    model.generation_config = GenerationConfig(
+        use_cache=True, cache_implementation="static", max_length=16, cache_config=cache
+    )
+    exportable = TorchExportableModuleForDecoderOnlyLM(model)
+    program = exportable.export(input_ids=torch.tensor([[3]]), cache_position=torch.tensor([0]))
+    lowered = lower(program, partitioner=CoreMLPartitioner(take_over_mutable_buffer=take_over))
+    assert len(lowered.report[0].notes) == int(take_over)
+    host.enable()
+    method = Runtime.get().load_program(lowered.buffer).load_method("forward")
+    module = program.module()
+    for place, token in enumerate((3, 7, 9)):
+        ids, position = torch.tensor([[token]]), torch.tensor([place])
+        expected = module(input_ids=ids, cache_position=position)
+        torch.testing.assert_close(method.execute([ids, position])[0], expected, rtol=1e-2, atol=1e-2)
