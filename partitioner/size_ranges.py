@@ -6,9 +6,12 @@ make the edge program anew from the trace, which loses that.
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch.export import ExportedProgram
 from torch.utils._sympy.value_ranges import ValueRanges
+
+from partitioner.nodes import tensor_of
 
 SizeRange = tuple[str, int, int]
 """The symbol of a size, its lower and its upper bound."""
@@ -29,6 +32,29 @@ def merged(ranges: Iterable[SizeRange]) -> tuple[SizeRange, ...]:
     for symbol, lower, upper in ranges:
         lowest[symbol, upper] = max(lower, lowest.get((symbol, upper), lower))
     return tuple((symbol, lower, upper) for (symbol, upper), lower in sorted(lowest.items()))
+
+
+def unbounded_sizes(program: ExportedProgram) -> list[str]:
+    """Lines for the report: which sizes of inputs have no upper bound, for which ExecuTorch plans the example's."""
+    found = []
+    inputs = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        value = tensor_of(node)
+        if node.op != "placeholder" or node.name not in inputs or value is None:
+            continue
+        sizes: list[Any] = list(value.shape)
+        for axis, size in enumerate(sizes):
+            if not isinstance(size, int) and _is_unbounded(program, size):
+                found.append(
+                    f"dimension {axis} of input {node.name!r} has no upper bound, so that no size beyond the example's "
+                    "will run; export with dynamic_shapes of torch.export.Dim('name', max=...)"
+                )
+    return found
+
+
+def _is_unbounded(program: ExportedProgram, size: Any) -> bool:
+    ranges = (program.range_constraints.get(symbol) for symbol in size.node.expr.free_symbols)
+    return any(bounds is not None and not bounds.upper.is_Integer for bounds in ranges)
 
 
 def with_size_ranges(program: ExportedProgram, ranges: Sequence[SizeRange]) -> ExportedProgram:

@@ -61,3 +61,15 @@ def test_static_programs_have_no_ranges() -> None:
     manager = lower(Function(scaled), (torch.ones(2, 6),))
     (feature,) = spec(manager).description.input
     assert not feature.type.multiArrayType.HasField("shapeRange")
+
+
+def test_a_size_without_upper_bound_is_told() -> None:
+    x = torch.zeros(2, 3)
+    bounded, open_ended = torch.export.Dim("a", max=8), torch.export.Dim("b")
+    for size, notes in ((bounded, 0), (open_ended, 1)):
+        partitioner = CoreMLPartitioner()
+        program = torch.export.export(torch.nn.ReLU(), (x,), dynamic_shapes=({0: size},))
+        to_edge_transform_and_lower(program, partitioner=[partitioner])
+        found = [note for note in partitioner.report()[0].notes if "dimension 0 of input" in note]
+        assert len(found) == notes
+        assert all("Dim('name', max=...)" in note for note in found)
