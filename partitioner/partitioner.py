@@ -25,12 +25,12 @@ from partitioner.high_ranks import lower_ranks
 from partitioner.nodes import constant_values
 from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
-from partitioner.size_ranges import SizeRange, merged, size_ranges
+from partitioner.size_ranges import SizeRange, merged, size_ranges, unbounded_sizes
 from partitioner.states import detach, initialized_buffers, keep_outside, spread, unfit
 from partitioner.storage_notes import storage_notes
 from partitioner.support import Rejection, decide, refusal, rejections
 from partitioner.trials import FAILS, failures
-from partitioner.unfinished import refuse_unfinished
+from partitioner.unfinished import refuse_foreign_weights, refuse_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +129,7 @@ class CoreMLPartitioner(Partitioner):
                 quantization and not converted.
         """
         refuse_unfinished(exported_program)
+        refuse_foreign_weights(exported_program)
         finished = bool(self._reports)  # what is known is of an earlier lowering, not of another method
         self.rejections = ()
         self._reports = ()
@@ -227,7 +228,7 @@ class CoreMLPartitioner(Partitioner):
         target = lowest_target(needs) if given is None else given
         notes = storage_notes(decisions, constant_values(program, self.take_over_constant_data))
         notes += [f"the mutable buffer {name!r} stays outside Core ML: {reason}" for name, reason in outside.items()]
-        self._notes += (notes,)
+        self._notes += ([*notes, *unbounded_sizes(program)],)
         self._reports += (make_report(decisions, partitions, target, needs, given is not None),)
 
     def specs_for(self, program: ExportedProgram) -> list[CompileSpec]:

@@ -37,6 +37,32 @@ _OBSERVER = re.compile(r"\bactivation_post_process_\d+")
 """What PT2E names the observers and fake quantizers that it puts into a graph."""
 
 
+_FOREIGN_WEIGHTS: Mapping[str, str] = MappingProxyType({"Int8Tensor": "Int8WeightOnlyConfig"})
+"""torchao's classes of weights that are multiplied as integers -> the configuration that makes them."""
+
+
+def refuse_foreign_weights(program: ExportedProgram) -> None:
+    """Refuses weights in a form that Core ML has no operations for.
+
+    Args:
+        program: What `torch.export.export` returns.
+
+    Raises:
+        UnsupportedOpError: Names the weights, and the configuration to quantize them with.
+    """
+    found = {
+        name: _FOREIGN_WEIGHTS[type(value).__name__]
+        for name, value in program.state_dict.items()
+        if type(value).__name__ in _FOREIGN_WEIGHTS
+    }
+    if found:
+        raise UnsupportedOpError(
+            "Core ML has no multiplication by 8-bit integers, which torchao exports of these weights:\n"
+            + "\n".join(_first(f"{name!r}, of {made_by}" for name, made_by in found.items()))
+            + "\nQuantize the float model anew: quantize_(model, IntxWeightOnlyConfig(torch.int8, PerAxis(0)))"
+        )
+
+
 def refuse_unfinished(program: ExportedProgram) -> None:
     """Refuses a program that is in training, or whose quantization was not converted.
 

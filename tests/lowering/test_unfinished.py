@@ -69,3 +69,14 @@ def test_converted_graphs_are_finished() -> None:
     lowered = lower(torch.export.export(quantized(model, (X,)), (X,)))
     (result,) = host.run(lowered.buffer, X)
     torch.testing.assert_close(result, model(X).detach(), rtol=0, atol=0.1)
+
+
+@BOTH_WAYS
+def test_weights_that_torchao_multiplies_as_integers(way) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    quantize_(model, Int8WeightOnlyConfig())
+    message = refused(way, model)
+    assert "'0.weight', of Int8WeightOnlyConfig" in message
+    assert "quantize_(model, IntxWeightOnlyConfig(torch.int8, PerAxis(0)))" in message
