@@ -15,13 +15,14 @@ from torch.export import ExportedProgram
 import partitioner.lowerings  # registers the converters  # noqa: F401
 from partitioner.compile_specs import LoweringOptions
 from partitioner.debug_handles import HandleMap, debug_handles
-from partitioner.errors import DeploymentTargetError, PartitionerError
+from partitioner.errors import ConversionError, DeploymentTargetError, PartitionerError
 from partitioner.failures import failure, needed_target
 from partitioner.half_precision import Findings, watch
 from partitioner.mil_model import convert_to_spec
 from partitioner.pipelines import complete, default_pipeline
 from partitioner.quiet import quiet_conversion
 from partitioner.size_ranges import with_size_ranges
+from partitioner.states import initialized_buffers, unfit
 from partitioner.stock import enumerated_inputs
 
 logger = logging.getLogger(__name__)
@@ -64,9 +65,11 @@ def convert(program: ExportedProgram, options: LoweringOptions) -> ConvertedMode
         The model, not loaded.
 
     Raises:
-        ConversionError: Core ML Tools failed; the message names the operation and its source line.
+        ConversionError: Core ML Tools failed; the message names the operation and its source line. Or a mutable buffer
+            of the partition cannot be a state.
         DeploymentTargetError: An operation needs a newer deployment target than the given one.
     """
+    _check_states(program)
     with tempfile.TemporaryDirectory(prefix="coreml_") as directory, quiet_conversion() as position:
         while True:
             position.restart()
@@ -80,6 +83,18 @@ def convert(program: ExportedProgram, options: LoweringOptions) -> ConvertedMode
                     raise failure(error, position, program, options, partial(_try, options=options)) from error
                 logger.info("deployment target %s selected, because %s", needed.name, error)
                 options = replace(options, minimum_deployment_target=needed)
+
+
+def _check_states(program: ExportedProgram) -> None:
+    """Refuses what `to_backend` lets pass, which hides the values of buffers from the partitioner."""
+    wrong = unfit(program, initialized_buffers(program))
+    if wrong:
+        raise ConversionError(
+            "these mutable buffers cannot be Core ML states:\n"
+            + "\n".join(f"  {name!r}: {reason}" for name, reason in wrong.items())
+            + "\nUse to_edge_transform_and_lower, which leaves them outside, in place of to_edge and to_backend; or "
+            "CoreMLPartitioner(take_over_mutable_buffer=False)"
+        )
 
 
 def _convert_into(path: Path, program: ExportedProgram, options: LoweringOptions) -> ConvertedModel:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 import coremltools as ct
 import pytest
 import torch
-from executorch.exir import to_edge_transform_and_lower
+from executorch.exir import to_edge, to_edge_transform_and_lower
 from executorch.runtime import Runtime
 from lowering.helpers import CallCounter
 from torch import Tensor, nn
 
 from partitioner import CoreMLBackend, CoreMLPartitioner, host, lower
-from partitioner.errors import DeploymentTargetError
+from partitioner.errors import ConversionError, DeploymentTargetError
 
 X = torch.linspace(-1, 1, 4).reshape(1, 4)
 SLOW = pytest.mark.slow
@@ -112,6 +112,13 @@ def test_what_was_known_of_one_program_is_not_believed_of_the_next() -> None:
         program = torch.export.export(Buffers(_sum, n=torch.full((1, 4), value)), (X,))
         lower(program, partitioner=partitioner)
         assert len(partitioner.report()[0].notes) == notes
+
+
+def test_the_older_way_hides_values_until_it_is_too_late() -> None:
+    program = to_edge(torch.export.export(Buffers(_sum, n=torch.ones(1, 4)), (X,)))
+    with pytest.raises(ConversionError, match=r"'n': it does not start at zeros") as error:
+        program.to_backend(CoreMLPartitioner())
+    assert "Use to_edge_transform_and_lower" in str(error.value)
 
 
 def test_a_target_without_states_is_refused_with_the_way_out() -> None:
