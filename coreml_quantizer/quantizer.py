@@ -22,6 +22,7 @@ from coreml_quantizer.qat.wrapping import wrap_for_training
 from coreml_quantizer.reporting import Report, make_report
 from coreml_quantizer.rules import rules
 from coreml_quantizer.sharing import Place
+from coreml_quantizer.stochastic_depth import mark_stochastic_depth
 
 
 class CoreMLQuantizer(Quantizer):
@@ -61,7 +62,7 @@ class CoreMLQuantizer(Quantizer):
         self._training: Trainee | None = None
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Drops what no output needs, inlines gradient modes and rewrites lone batch norms, in place.
+        """Drops what no output needs, inlines gradient modes, rewrites lone batch norms and stochastic depth, in place.
 
         torchao calls it before `annotate`.
 
@@ -71,6 +72,7 @@ class CoreMLQuantizer(Quantizer):
         refuse_prepared(model)
         refuse_quantized(model)
         inline_contexts(model)
+        mark_stochastic_depth(model)
         # Parameters stay, read or not: tied ones have a name each.
         model.graph.eliminate_dead_code(lambda node: node.op == "get_attr" or node.is_impure())
         rewrite_lone_batch_norms(model)

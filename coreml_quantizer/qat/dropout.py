@@ -1,4 +1,4 @@
-"""Dropout as a module of the graph, so that it follows the model's mode."""
+"""Dropouts as modules of the graph, so that they follow the model's mode."""
 
 import torch
 from torch import Tensor, nn
@@ -25,3 +25,19 @@ class Dropout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.kind}, p={self.probability}"
+
+
+class StochasticDepth(Dropout):
+    """Drops all values at an index of some axes, or none, such as a residual branch of a sample."""
+
+    def __init__(self, probability: float, axes: tuple[int, ...]) -> None:
+        super().__init__(aten.dropout.default, probability)
+        self.axes = axes
+
+    def forward(self, x: Tensor, mode: Mode = None) -> Tensor:
+        """Returns `x` with some parts set to zero, and the others scaled up, if the model trains."""
+        if not mode:
+            return x
+        keep = 1.0 - self.probability
+        sizes = [size if axis in self.axes else 1 for axis, size in enumerate(x.shape)]
+        return x * x.new_empty(sizes).bernoulli_(keep).div_(keep)

@@ -15,7 +15,7 @@ from coreml_quantizer.annotator import Placement
 from coreml_quantizer.insertion import insert_observers
 from coreml_quantizer.modes import trains
 from coreml_quantizer.qat.deferred_activation import defer_activations
-from coreml_quantizer.qat.dropout import KINDS, Dropout
+from coreml_quantizer.qat.dropout import KINDS, Dropout, StochasticDepth
 from coreml_quantizer.qat.factory import fake_quantizer_of
 from coreml_quantizer.qat.fake_quantize import FakeQuantizer, FixedFakeQuantize, Follower
 from coreml_quantizer.qat.finishing import Finisher
@@ -25,6 +25,7 @@ from coreml_quantizer.qat.modal import Modal
 from coreml_quantizer.qat.refusals import refuse_half_precision
 from coreml_quantizer.qat.schedule import Scheduled, most_common_milestones
 from coreml_quantizer.sharing import Place
+from coreml_quantizer.stochastic_depth import AXES
 
 aten = torch.ops.aten
 
@@ -192,7 +193,9 @@ def _train_dropouts(graph_module: GraphModule, mode: Node) -> None:
     found = [node for node in graph_module.graph.nodes if node.target in KINDS]
     for index, node in enumerate(found):
         name = f"_dropout_{index}"
-        graph_module.add_submodule(name, Dropout(node.target, node.args[1]))
+        axes = node.meta.get(AXES)
+        module = Dropout(node.target, node.args[1]) if axes is None else StochasticDepth(node.args[1], axes)
+        graph_module.add_submodule(name, module)
         node.op, node.target, node.args = "call_module", name, (node.args[0], mode)
 
 

@@ -1,5 +1,7 @@
 """Everything that is random in training, or normalizes by the batch, follows the mode and is gone once finalized."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from executorch.exir import to_edge_transform_and_lower
@@ -124,6 +126,78 @@ def test_compiled_as_one_graph(x: Tensor) -> None:
     assert differs(compiled, x)
     move_exported_model_to_eval(prepared)
     torch.testing.assert_close(compiled(x), prepared(x))
+
+
+def by_bernoulli(x: Tensor, keep: float, row: bool) -> Tensor:
+    noise = torch.empty([x.shape[0] if row else 1] + [1] * (x.ndim - 1)).bernoulli_(keep)
+    return x * noise.div_(keep)
+
+
+def by_new_empty(x: Tensor, keep: float, row: bool) -> Tensor:
+    noise = x.new_empty((x.shape[0] if row else 1,) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+    return noise * x
+
+
+def by_floor(x: Tensor, keep: float, row: bool) -> Tensor:
+    noise = keep + torch.rand((x.shape[0] if row else 1,) + (1,) * (x.ndim - 1), dtype=x.dtype)
+    return x.div(keep) * noise.floor_()
+
+
+class Deep(nn.Module):
+    """A residual branch that training drops for some samples, or for all."""
+
+    def __init__(self, drop: Callable[[Tensor, float, bool], Tensor], row: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.drop, self.row = drop, row
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.second(x)
+        branch = self.drop(branch, 0.75, self.row) if self.training else branch
+        result: Tensor = self.first(x) + branch
+        return result
+
+
+@pytest.mark.parametrize("row", [True, False])
+@pytest.mark.parametrize("drop", [by_bernoulli, by_new_empty, by_floor])
+def test_stochastic_depth(drop: Callable[[Tensor, float, bool], Tensor], row: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Deep(drop, row), torch.randn(400, 3, 8)
+    quantizer = LinearQuantizer(model, {"global_config": {"milestones": [0, -1, -1, -1]}})
+    prepared = quantizer.prepare(x)
+    assert not any("rand" in str(node.target) or "bernoulli" in str(node.target) for node in prepared.graph.nodes)
+    quantizer.step()
+    direct, branch = model.first(x), model.second(x)
+    with torch.no_grad():
+        factors = torch.stack([(prepared(x) - direct) / branch for _ in range(40)]).mean(3).mean(2)
+    kept = factors > 0.5
+    assert torch.allclose(factors, kept * (1 / 0.75), atol=1e-3), "a branch is dropped or scaled, as a whole"
+    assert row is not bool((kept == kept[:, :1]).all()), "each sample by itself, or all together"
+    # Three standard deviations of the mean of as many draws as there are.
+    draws = 40 * (400 if row else 1)
+    assert abs(kept.float().mean() - 0.75) < 3 * (0.75 * 0.25 / draws) ** 0.5
+    prepared.eval()
+    assert torch.allclose(prepared(x), model.eval()(x), atol=1e-5)
+    finalized = quantizer.finalize()
+    assert torch.equal(finalized(x), finalized(x))
+    assert not any("mul" in str(node.target) for node in finalized.graph.nodes)
+    with pytest.raises(QuantizerError, match=r"training mode: .*model.eval\(\)"):
+        prepare_pt2e(torch.export.export(model.train(), (x,)).module(), CoreMLQuantizer())
+
+
+def test_other_random_products_stay(x: Tensor) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            noise = torch.empty(2, 1, 1).bernoulli_(0.5)
+            result: Tensor = self.layer(x) * noise.div(0.5) + noise
+            return result
+
+    prepared = prepare_qat_pt2e(torch.export.export(Noisy(), (x,)).module(), CoreMLQuantizer())
+    assert sum(node.target is aten.bernoulli_.float for node in prepared.graph.nodes) == 1
 
 
 @pytest.mark.parametrize("name", MODELS)
