@@ -26,6 +26,7 @@ from partitioner.nodes import constant_values
 from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
 from partitioner.size_ranges import SizeRange, merged, size_ranges, unbounded_sizes
+from partitioner.skip_names import without_effect
 from partitioner.states import detach, initialized_buffers, keep_outside, spread, unfit
 from partitioner.storage_notes import storage_notes
 from partitioner.support import Rejection, decide, refusal, rejections
@@ -228,7 +229,7 @@ class CoreMLPartitioner(Partitioner):
         target = lowest_target(needs) if given is None else given
         notes = storage_notes(decisions, constant_values(program, self.take_over_constant_data))
         notes += [f"the mutable buffer {name!r} stays outside Core ML: {reason}" for name, reason in outside.items()]
-        self._notes += ([*notes, *unbounded_sizes(program)],)
+        self._notes += ([*notes, *without_effect(self.skipped, decisions), *unbounded_sizes(program)],)
         self._reports += (make_report(decisions, partitions, target, needs, given is not None),)
 
     def specs_for(self, program: ExportedProgram) -> list[CompileSpec]:

@@ -7,6 +7,9 @@ from typing import Any
 import executorch.exir.dialects._ops  # registers the operators of edge programs  # noqa: F401
 import torch
 import torch._higher_order_ops
+from torch.fx import Node
+
+from partitioner.nodes import skip_names
 
 _ARGUMENT = "skip_ops_for_coreml_delegation"
 
@@ -33,6 +36,19 @@ def name_problems(names: Any) -> list[str]:
     given = [entry for entry in entries if isinstance(entry, str)]
     known = _known_names() if given else frozenset()
     return problems + [_unknown(name, known) for name in given if name.lower() not in known]
+
+
+def without_effect(names: frozenset[str], nodes: Iterable[Node]) -> list[str]:
+    """Lines for the report: names that a program has no operation of.
+
+    Args:
+        names: What the user gave, in lower case.
+        nodes: The operations of the program.
+    """
+    if not names:
+        return []
+    known = frozenset[str]().union(*map(skip_names, nodes))
+    return [f"{_ARGUMENT} names {name!r}, which the program does not have" for name in sorted(names - known)]
 
 
 def _known_names() -> frozenset[str]:

@@ -53,6 +53,15 @@ def test_composite_operations_are_skipped_in_parts(name: str) -> None:
     torch.testing.assert_close(result, model(X).detach(), rtol=1e-5, atol=1e-5)
 
 
+def test_names_without_effect_are_told() -> None:
+    partitioner = CoreMLPartitioner(skip_ops_for_coreml_delegation=["aten.relu.default", "aten.convolution.default"])
+    model = nn.Sequential(COMPOSITES["conv2d.default"], nn.ReLU())
+    to_edge_transform_and_lower(torch.export.export(model, (X,)), partitioner=[partitioner])
+    assert partitioner.report()[0].notes == (
+        "skip_ops_for_coreml_delegation names 'aten.convolution.default', which the program does not have",
+    )
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch):
     def fail(_context: object, _node: object) -> None:
