@@ -24,6 +24,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.fx import Graph, GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 from partitioner.backend import CoreMLBackend
 from partitioner.nodes import tensor_of
@@ -84,9 +85,16 @@ def _is_plain(program: ExportedProgram) -> bool:
     return (
         kinds == {OutputKind.USER_OUTPUT}
         and all(isinstance(end, TensorArgument) for end in ends)
-        and not program.range_constraints
+        and all(map(_is_static, program.graph.nodes))
         and any(spec.kind == InputKind.USER_INPUT for spec in signature.input_specs)
     )
+
+
+def _is_static(node: Node) -> bool:
+    """Whether all sizes of a node's values are numbers; taking tensor subclasses apart leaves symbols without use."""
+    values = tree_leaves(node.meta.get("val"))
+    sizes = [size for value in values if isinstance(value, torch.Tensor) for size in value.shape]
+    return not any(isinstance(value, torch.SymInt) for value in (*values, *sizes))
 
 
 def _ends(program: ExportedProgram) -> tuple[list[Node], list[Node]]:

@@ -11,6 +11,9 @@ from coremltools.converters.mil.frontend.torch.utils import TorchFrontend
 
 Converter = Callable[[Any, Any], None]
 
+# Namespaces that Core ML Tools leaves out of the names of converters.
+_NAMELESS = frozenset({"aten", "prim"})
+
 
 def set_converter(*names: str) -> Callable[[Converter], Converter]:
     """Registers a converter of exported programs under several names, in place of those that were there.
@@ -58,7 +61,14 @@ def wrap_converter(name: str, prepare: Callable[[Any], None]) -> None:
 
 @lru_cache(maxsize=4096)
 def has_converter(target: Any) -> bool:
-    """Whether a converter exists for the target of an fx node."""
+    """Whether a converter exists for the target of an fx node.
+
+    Core ML Tools asks for the name without the namespace, and converts by the name with it: an operation of another
+    library than PyTorch is looked up as it is converted.
+    """
+    if isinstance(target, torch._ops.OpOverload) and target.namespace not in _NAMELESS:
+        name = f"{target._schema.name}.{target._overloadname}"
+        return _TORCH_OPS_REGISTRY.get_func(name) is not None
     node = torch.fx.Graph().call_function(target)
     try:
         return bool(ct.converters.mil.frontend.torch.is_torch_fx_node_supported(node))

@@ -13,6 +13,7 @@ from torchao.quantization.granularity import PerAxis, PerGroup
 from torchao.quantization.quant_api import IntxWeightOnlyConfig, quantize_
 
 from partitioner import host
+from partitioner import lower as lower_whole
 from partitioner.blob import read_blob
 from partitioner.errors import DeploymentTargetError
 
@@ -195,3 +196,27 @@ def test_a_language_model_with_three_bit_lookup_tables() -> None:
     config = CodebookWeightOnlyConfig(dtype=torch.uint3, block_size=[16, -1])
     quantize_(model, config, lambda m, fqn: isinstance(m, nn.Embedding | nn.Linear))
     check_language_model(model, inputs, elements * 3 / 8 + tables + 5 * 256 * 2)
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [
+        pytest.param(IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)), id="int4"),
+        pytest.param(
+            IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0)), id="int8", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            CodebookWeightOnlyConfig(dtype=torch.uint4, block_size=[16, -1]), id="table", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_no_detour_over_the_edge_dialect(compression: object) -> None:
+    model = linears()
+    quantize_(model, compression)
+    lowered = lower_whole(torch.export.export(model, (X,)))
+    assert lowered.direct
+    detour = lower(model, (X,)).to_executorch().buffer
+    for policy in ("float32", "storage16"):
+        (ours,) = host.run(lowered.buffer, X, policy=policy)
+        (theirs,) = host.run(detour, X, policy=policy)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

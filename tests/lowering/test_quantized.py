@@ -6,12 +6,14 @@ import coremltools as ct
 import pytest
 import torch
 from coremltools.proto import MIL_pb2
+from executorch.exir import to_edge_transform_and_lower
 from lowering.helpers import blob, calls, lower, operations, target
 from lowering.quantizers import ACTIVATION, quantized
 from models import signal_to_noise
 from torch import nn
 
 from partitioner import CoreMLBackend, CoreMLPartitioner, host
+from partitioner import lower as lower_whole
 
 WEIGHT_ONLY = {"activation": None}
 NAMES = {value.number: value.name for value in MIL_pb2.DataType.DESCRIPTOR.values}
@@ -109,3 +111,22 @@ def test_specs_given_to_quantized_programs_are_not_changed() -> None:
     before = [(spec.key, spec.value) for spec in specs]
     lower(quantized(network(), INPUTS), INPUTS, partitioner=CoreMLPartitioner(compile_specs=specs))
     assert [(spec.key, spec.value) for spec in specs] == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="w8a8"),
+        pytest.param(WEIGHT_ONLY, id="w8", marks=pytest.mark.slow),
+        pytest.param({**WEIGHT_ONLY, "weight_range": (-8, 7)}, id="w4", marks=pytest.mark.slow),
+    ],
+)
+def test_the_direct_way_gives_the_same_numbers(options: dict) -> None:
+    program = torch.export.export(quantized(network(), INPUTS, **options), INPUTS)
+    direct = lower_whole(program)
+    assert direct.direct
+    detour = to_edge_transform_and_lower(program, partitioner=[CoreMLPartitioner()]).to_executorch()
+    for policy in ("float32", "storage16"):
+        (ours,) = host.run(direct.buffer, *INPUTS, policy=policy)
+        (theirs,) = host.run(detour.buffer, *INPUTS, policy=policy)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
