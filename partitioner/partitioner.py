@@ -31,7 +31,7 @@ from partitioner.states import detach, initialized_buffers, keep_outside, spread
 from partitioner.storage_notes import storage_notes
 from partitioner.support import Rejection, decide, refusal, rejections
 from partitioner.trials import FAILS, failures
-from partitioner.unfinished import refuse_foreign_weights, refuse_unfinished
+from partitioner.unfinished import random_notes, refuse_foreign_weights, refuse_unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,8 @@ class CoreMLPartitioner(Partitioner):
         target = lowest_target(needs) if given is None else given
         notes = storage_notes(decisions, constant_values(program, self.take_over_constant_data))
         notes += [f"the mutable buffer {name!r} stays outside Core ML: {reason}" for name, reason in outside.items()]
-        self._notes += ([*notes, *without_effect(self.skipped, decisions), *unbounded_sizes(program)],)
+        notes += [*without_effect(self.skipped, decisions), *unbounded_sizes(program), *random_notes(decisions)]
+        self._notes += (notes,)
         self._reports += (make_report(decisions, partitions, target, needs, given is not None),)
 
     def specs_for(self, program: ExportedProgram) -> list[CompileSpec]:

@@ -90,6 +90,20 @@ def refuse_unfinished(program: ExportedProgram) -> None:
         )
 
 
+def random_notes(nodes: Iterable[Node]) -> list[str]:
+    """Lines for the report: dropouts that drop, which a model may want, and seldom does.
+
+    Args:
+        nodes: The operations of an edge program.
+    """
+    found = [node for node in nodes if op_name(node) == "aten.native_dropout.default"]
+    note = (
+        f"results are random, because dropouts drop ({len(found)}x); unless that is wanted, call model.eval() before "
+        "torch.export.export"
+    )
+    return [note] if found else []
+
+
 def _observer(node: Node) -> str | None:
     """The observer that an operation is of, or the operation itself when it is a fake quantizer."""
     stack = node.meta.get("nn_module_stack") or {}

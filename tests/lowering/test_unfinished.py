@@ -33,6 +33,13 @@ def test_batch_norms_in_training(way) -> None:
     assert "Call model.eval() before torch.export.export" in message
 
 
+def test_dropouts_that_drop_are_told() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+    for training in (True, False):
+        notes = lower(torch.export.export(model.train(training), (X,))).report[0].notes
+        assert ["results are random" in note for note in notes] == [True] * training
+
+
 @BOTH_WAYS
 def test_attention_with_dropout(way) -> None:
     message = refused(way, Function(lambda x: nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1)))
