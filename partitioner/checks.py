@@ -86,6 +86,22 @@ def _output_padding(padding: int, output_padding: int, transposed: int | None = 
     return check
 
 
+def _plain_equation(node: Node) -> str | None:
+    """Decomposed, every form of einsum is products of matrices."""
+    terms, arrow, _ = str(node.args[0]).replace(" ", "").partition("->")
+    if "." in terms or not arrow:
+        return "Core ML Tools converts einsum only where the equation names every dimension, and those of the result"
+    operands: Any = node.args[1]
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms.split(","), operands, strict=True):
+        tensor = tensor_of(operand)
+        for label, size in zip(term, () if tensor is None else tensor.shape, strict=False):
+            # A dynamic size is not compared: that would make it a constant of the program.
+            if isinstance(size, int) and sizes.setdefault(label, size) != size:
+                return f"Core ML Tools does not broadcast the dimension {label!r} of an einsum"
+    return None
+
+
 def _numbers(value: Any) -> Sequence[int]:
     return value if isinstance(value, (list, tuple)) else [value]
 
@@ -163,6 +179,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "aten.conv_transpose3d.input": _output_padding(4, 5),
         "aten.convolution.default": _output_padding(4, 7, transposed=6),
         "aten.roll.default": _flattened,
+        "aten.einsum.default": _plain_equation,
         "aten.softplus.default": _low_threshold,
         "aten.col2im.default": _overlapping,
         **{

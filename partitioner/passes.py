@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
@@ -79,10 +80,34 @@ def _moved_before_view(block: Any, dequantize: Any) -> Any | None:
     return values.op
 
 
-for _class in (DistinctOutputs, LowRankQuantization):
+class CountedFromTheFront(AbstractGraphPass):
+    """Writes the axes of transposes as numbers that are not negative.
+
+    Core ML Tools itself counts some axes from the back, and then looks for the axis of a weight's scales, counted from
+    the front, among those of the transpose behind it.
+    """
+
+    def apply(self, prog: Any) -> None:
+        """Replaces, in place, every transpose with a negative axis."""
+        for function in prog.functions.values():
+            with function, mb.scope(*_NO_ORIGIN):
+                for operation in list(function.operations):
+                    if operation.op_type == "transpose" and np.any(operation.perm.val < 0):
+                        _count_from_the_front(function, operation)
+
+
+def _count_from_the_front(block: Any, transpose: Any) -> None:
+    order = transpose.perm.val % transpose.x.rank
+    result = mb.transpose(x=transpose.x, perm=order, before_op=transpose, name=transpose.name)
+    block.replace_uses_of_var_after_op(anchor_op=transpose, old_var=transpose.outputs[0], new_var=result)
+    block.remove_ops([transpose])
+
+
+for _class in (DistinctOutputs, LowRankQuantization, CountedFromTheFront):
     PASS_REGISTRY.add(_NAMESPACE, _class, override=True, name=None)
 
 FINAL_PASSES = (f"{_NAMESPACE}::{DistinctOutputs.__name__}",)
 """Without these a model may be unreadable, whichever passes its compile specs name."""
 
 LOW_RANK_QUANTIZATION = f"{_NAMESPACE}::{LowRankQuantization.__name__}"
+COUNTED_FROM_THE_FRONT = f"{_NAMESPACE}::{CountedFromTheFront.__name__}"

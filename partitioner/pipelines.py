@@ -2,12 +2,14 @@
 
 import coremltools as ct
 
-from partitioner.passes import FINAL_PASSES, LOW_RANK_QUANTIZATION
+from partitioner.passes import COUNTED_FROM_THE_FRONT, FINAL_PASSES, LOW_RANK_QUANTIZATION
 
 # It divides the scales around a quantized addition by one of them. The quotients are no longer the calibrated scales,
 # and storing them in float16 moves values across rounding boundaries: the delegate stops agreeing with the converted
 # graph (ResNet W8A8: 39 dB with the pass, 74 dB without).
 _REMOVED = frozenset({"common::distributive_quantized_binary_op_scale_normalization"})
+
+_MERGES_TRANSPOSES = "common::merge_affine_dequantize_with_consecutive_ops"
 
 
 def default_pipeline() -> ct.PassPipeline:
@@ -16,6 +18,7 @@ def default_pipeline() -> ct.PassPipeline:
     pipeline.remove_passes(_REMOVED)
     # The pass behind it moves quantizations behind reshapes.
     pipeline.insert_pass(pipeline.passes.index("common::int_op_canonicalization"), LOW_RANK_QUANTIZATION)
+    pipeline.insert_pass(pipeline.passes.index(_MERGES_TRANSPOSES), COUNTED_FROM_THE_FRONT)
     return pipeline
 
 

@@ -93,3 +93,50 @@ def test_hardtanh(low: float, high: float) -> None:
 
 def test_hardtanh_in_place() -> None:
     check(Function(lambda x: F.hardtanh_(x * 2, 0, 1) * 2), X)
+
+
+# Equation, and the shapes of the operands.
+EINSUMS = {
+    "ellipsis": ("...ij,...jk->...ik", (2, 3, 4, 5), (2, 3, 5, 6)),
+    "ellipsis of one operand": ("...i,ij->...j", (2, 3, 4), (4, 5)),
+    "ellipsis broadcast": ("...ij,...jk->...ik", (1, 3, 4, 5), (2, 1, 5, 6)),
+    "no result named": ("ji,jk", (3, 4), (3, 5)),
+    "broadcast": ("bij,bjk->bik", (1, 3, 4), (2, 4, 5)),
+    "three operands": ("...i,ij,...j->...", (2, 3), (3, 4), (2, 4)),
+}
+_QUICK = ("ellipsis broadcast", "no result named")
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        pytest.param(row[0], row[1:], id=name, marks=[pytest.mark.slow] if name not in _QUICK else [])
+        for name, row in EINSUMS.items()
+    ],
+)
+def test_every_form_of_einsum(equation: str, shapes: tuple[tuple[int, ...], ...]) -> None:
+    torch.manual_seed(0)
+    # Sums of products of numbers between 1 and 2 do not cancel, so that float16 keeps them to its precision.
+    operands = [1 + torch.rand(shape) for shape in shapes]
+    check(Function(lambda *xs: torch.einsum(equation, *xs)), *operands)
+
+
+class QuantizedConstant(nn.Module):
+    """Attention scores of keys that are an int8 constant with a scale for each position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("keys", torch.randint(1, 128, (2, 6, 3, 4), dtype=torch.int8))
+        self.register_buffer("scales", torch.rand(6) / 127)
+        self.register_buffer("zero_points", torch.zeros(6, dtype=torch.int64))
+
+    def forward(self, queries: Tensor) -> Tensor:
+        keys = torch.ops.quantized_decomposed.dequantize_per_channel(
+            self.keys, self.scales, self.zero_points, 1, -128, 127, torch.int8
+        )
+        return torch.einsum("bqhd,bkhd->bhqk", queries, keys)
+
+
+def test_an_einsum_with_a_quantized_constant() -> None:
+    check(QuantizedConstant(), torch.rand(2, 5, 3, 4))
