@@ -95,7 +95,8 @@ def _plain_equation(node: Node) -> str | None:
     sizes: dict[str, int] = {}
     for term, operand in zip(terms.split(","), operands, strict=True):
         tensor = tensor_of(operand)
-        for label, size in zip(term, () if tensor is None else tensor.shape, strict=False):
+        shape: Sequence[Any] = () if tensor is None else tensor.shape
+        for label, size in zip(term, shape, strict=False):
             # A dynamic size is not compared: that would make it a constant of the program.
             if isinstance(size, int) and sizes.setdefault(label, size) != size:
                 return f"Core ML Tools does not broadcast the dimension {label!r} of an einsum"

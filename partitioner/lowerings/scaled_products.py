@@ -1,27 +1,41 @@
-"""Products of matrices with factors that are integers: ``beta * x + alpha * (a @ b)``.
+"""Products of matrices with factors: ``beta * x + alpha * (a @ b)``.
 
-Core ML multiplies values of one type only, and the converter of Core ML Tools passes the factors on as they are.
+Core ML multiplies values of one type only, and the converters of Core ML Tools pass integer factors on as they are. Of
+batches, they multiply a matrix by `alpha` before the product, which separates a dequantized matrix from it.
 """
 
 from typing import Any
 
-from partitioner.lowerings.registry import wrap_converter
+from coremltools.converters.mil.frontend.torch.ops import _get_inputs, promote_input_dtypes
+from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+from coremltools.converters.mil.mil import types
+
+from partitioner.lowerings.registry import set_converter
 
 _FACTORS = 3
 
 
-def _as_floats(node: Any) -> None:
-    if not node.meta["val"].is_floating_point():
+@set_converter("addmm", "baddbmm")
+def _scaled_product(context: Any, node: Any) -> None:
+    x, first, second = _get_inputs(context, node, expected=[3, 4, 5])[:_FACTORS]
+    beta, alpha = _factor(node, 0, "beta"), _factor(node, 1, "alpha")
+    product = mb.matmul(x=first, y=second)
+    if alpha != 1:
+        product = _times(product, alpha)
+    if beta == 0:  # whatever x holds, not a number included
+        context.add(mb.identity(x=product, name=node.name))
         return
-    node.inputs = [
-        float(value) if position >= _FACTORS and isinstance(value, int) else value
-        for position, value in enumerate(node.inputs)
-    ]
-    node.kwinputs = {
-        name: [float(value) if isinstance(value, int) else value for value in values]
-        for name, values in (node.kwinputs or {}).items()
-    }
+    if beta != 1:
+        x = _times(x, beta)
+    x, product = promote_input_dtypes([x, product])
+    context.add(mb.add(x=x, y=product, name=node.name))
 
 
-for _name in ("addmm", "baddbmm"):
-    wrap_converter(_name, _as_floats)
+def _factor(node: Any, position: int, name: str) -> float | int:
+    if len(node.inputs) > _FACTORS + position:
+        return node.inputs[_FACTORS + position]
+    return (node.kwinputs or {}).get(name, (1,))[0]
+
+
+def _times(x: Any, factor: float) -> Any:
+    return mb.mul(x=x, y=types.nptype_from_builtin(x.dtype)(factor))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from lowering.helpers import lower as lower_to_edge
+from lowering.helpers import operations
 from lowering.test_partitioner import Function
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -140,3 +141,28 @@ class QuantizedConstant(nn.Module):
 
 def test_an_einsum_with_a_quantized_constant() -> None:
     check(QuantizedConstant(), torch.rand(2, 5, 3, 4))
+
+
+FACTORS = {
+    "both": {"beta": 3, "alpha": 2},
+    "alpha": {"alpha": 0.5},
+    "no addend": {"beta": 0, "alpha": 1.5},
+}
+
+
+@pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS.keys())
+def test_products_with_factors(factors: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    batches = torch.rand(2, 3, 5), torch.rand(2, 3, 4), torch.rand(2, 4, 5)
+
+    def both(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return torch.baddbmm(x, first, second, **factors) + torch.addmm(x[0], first[0], second[0], **factors)
+
+    check(Function(both), *batches)
+
+
+def test_a_factor_stands_behind_the_product() -> None:
+    function = Function(lambda x, a, b: torch.baddbmm(x, a, b, alpha=0.5))
+    manager = lower_to_edge(function, (torch.rand(2, 3, 5), torch.rand(2, 3, 4), torch.rand(2, 4, 5)))
+    kinds = [operation.type for operation in operations(manager) if operation.type != "cast"]
+    assert kinds == ["matmul", "mul", "add"]
