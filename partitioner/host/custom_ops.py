@@ -5,7 +5,8 @@ from functools import cache
 from importlib import import_module
 
 from partitioner.host.program import Opset
-from partitioner.host.registry import OPS, Function, make_definition
+from partitioner.host.registry import OPS, Function
+from partitioner.host.registry import register_op as define
 
 
 @cache
@@ -41,10 +42,7 @@ def register_op(
         problems = [_problem(op_type, since, known) for op_type in op_types]
         if any(problems):
             raise ValueError("; ".join(filter(None, problems)) + ". Use another name")
-        definitions = [make_definition(name, function, since=since, exact=exact, pure=pure) for name in op_types]
-        for definition in definitions:
-            OPS.add(definition)
-        return function
+        return define(*op_types, since=since, exact=exact, pure=pure)(function)
 
     return decorate
 
