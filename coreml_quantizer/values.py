@@ -98,3 +98,10 @@ def _aliased(node: Node, written: bool) -> Node | None:
         return None
     alias = schema.arguments[0].alias_info
     return node.args[0] if alias is not None and alias.is_write is written else None
+
+
+def written_buffers(graph_module: GraphModule) -> list[torch.Tensor]:
+    """Returns the parameters and buffers that a call of the graph writes to, each once."""
+    nodes = find_written_values(list(graph_module.graph.nodes))
+    tensors = [evaluate(node, graph_module) for node in nodes if node.op == "get_attr"]
+    return list({id(tensor): tensor for tensor in tensors}.values())

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from coreml_quantizer.calibration.batches import run_batch
 from coreml_quantizer.calibration.observing import Observers, check_finite, observers_of
 from coreml_quantizer.calibration.progress import shown
 from coreml_quantizer.errors import CalibrationError
+from coreml_quantizer.values import written_buffers
 
 
 def calibrate(
@@ -29,6 +31,8 @@ def calibrate(
     progress: bool = True,
 ) -> int:
     """Runs a prepared model on representative data, so that its observers find the ranges of all activations.
+
+    Buffers that the model writes, such as caches, go on from batch to batch and end as they were.
 
     When a `torch.distributed` process group is up, every process shows its own batches, and at the end all have the
     same observers: for min_max, histogram, percentile and entropy exactly those of one process over all batches.
@@ -113,7 +117,7 @@ class _Loop:
             raise
 
     def _show(self, batches: Iterable[Any], total: int | None, progress: bool) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), _rewinding(self._prepared):
             for batch in shown(batches, total, self.done, progress, "Calibrating"):
                 self._observe(batch)
                 self.done += 1
@@ -126,6 +130,17 @@ class _Loop:
             check_finite(self._observers)
         except CalibrationError as error:
             raise CalibrationError(f"Batch {self.done}: {error}") from error
+
+
+@contextmanager
+def _rewinding(graph_module: GraphModule) -> Iterator[None]:
+    """Gives the buffers that calls write, such as caches, back the values that the converted model is to start with."""
+    before = [(buffer, buffer.clone()) for buffer in written_buffers(graph_module)]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def _share(shard: bool) -> str:

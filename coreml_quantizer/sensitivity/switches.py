@@ -13,7 +13,7 @@ from coreml_quantizer.calibration.observing import observers_of
 from coreml_quantizer.decisions import decisions_of
 from coreml_quantizer.half import rounded_to_half
 from coreml_quantizer.scope import module_stack
-from coreml_quantizer.values import evaluate, find_constants, find_written_values
+from coreml_quantizer.values import evaluate, find_constants, find_written_values, written_buffers
 
 _PREFIX = "switch_"
 _Function = Callable[[Tensor], Tensor]
@@ -63,7 +63,7 @@ class SwitchedGraph:
         converted = convert_pt2e(copy.deepcopy(prepared))
         _Builder(self.graph_module, converted, frozenset(observers), modules).build()
         self._switches = [module for module in self.graph_module.modules() if isinstance(module, _Switch)]
-        self._written = _written_buffers(self.graph_module)
+        self._written = [(buffer, buffer.clone()) for buffer in written_buffers(self.graph_module)]
 
     def modules(self) -> list[str]:
         """Returns the paths of modules that quantize anything of their own, in the order they run; "" is the model."""
@@ -83,13 +83,6 @@ class SwitchedGraph:
         for buffer, value in self._written:
             buffer.copy_(value)
         return self.graph_module
-
-
-def _written_buffers(graph_module: GraphModule) -> list[tuple[Tensor, Tensor]]:
-    """Buffers that a call of the graph changes, made its own, each with its value."""
-    nodes = find_written_values(list(graph_module.graph.nodes))
-    buffers = [evaluate(node, graph_module) for node in nodes if node.op == "get_attr"]
-    return [(buffer, buffer.clone()) for buffer in buffers]
 
 
 class _Builder:

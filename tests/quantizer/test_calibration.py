@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from coreml_quantizer import CalibrationError, CoreMLQuantizer, calibrate
+from coreml_quantizer.calibration.observing import observers_of
 from coreml_quantizer.estimators import ESTIMATORS
 
 from .calibrate_sharded import batches, prepared, qparams
@@ -230,3 +231,31 @@ def test_quantizers_are_plain_objects() -> None:
     graph = torch.export.export(nn.Linear(6, 3).eval(), (batches()[0],)).module()
     assert repr(CoreMLQuantizer("w8")) == "CoreMLQuantizer('w8')"
     assert prepare_pt2e(graph, CoreMLQuantizer("w8")) is not None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_buffers_that_the_model_writes_end_as_they_were(fails: bool) -> None:
+    class Cache(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("total", torch.full((4,), 0.5))
+            self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.total.add_(x)
+            self.steps += 1
+            return self.layer(self.total * 1.0)
+
+    model = Cache().eval()
+    batches = [torch.ones(4), torch.full((4,), 2.0)]
+    graph = prepare_pt2e(torch.export.export(model, (batches[0],)).module(), CoreMLQuantizer())
+    if fails:
+        with pytest.raises(CalibrationError, match="Batch 2"):
+            calibrate(graph, [*batches, torch.full((4,), torch.inf)])
+    else:
+        calibrate(graph, batches)
+    assert any(float(seen.max_val.max()) == 3.5 for seen in observers_of(graph).values()) or fails, "caches go on"
+    for holder in (model, graph):
+        assert torch.equal(holder.total, torch.full((4,), 0.5))
+        assert holder.steps.item() == 0
