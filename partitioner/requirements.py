@@ -58,6 +58,8 @@ RANGE_ARGUMENTS: Mapping[str, tuple[int, int]] = MappingProxyType(
 """Positions of the lowest and the highest integer in the arguments of an operation."""
 
 _SUB_BYTE_LEVELS = 15
+_OLD_TABLE_SIZES = frozenset({2, 4, 16, 64, 256})
+"""Of `constexpr_lut_to_dense` before iOS18."""
 _OLDEST = ct.target.iOS15
 
 
@@ -93,9 +95,11 @@ def _dequantize_affine(node: Node, constants: frozenset[str]) -> tuple[ct.target
 
 def _dequantize_codebook(node: Node, constants: frozenset[str]) -> tuple[ct.target, str]:
     tables = tensor_of(node.args[1])
-    if tables is not None and tables.shape[:-2].numel() == 1:
-        return ct.target.iOS16, "weights in one lookup table"
-    return ct.target.iOS18, "weights in several lookup tables"
+    if tables is None or tables.shape[:-2].numel() != 1:
+        return ct.target.iOS18, "weights in several lookup tables"
+    if tables.shape[-2] not in _OLD_TABLE_SIZES:
+        return ct.target.iOS18, f"weights in a lookup table of {tables.shape[-2]} values"
+    return ct.target.iOS16, "weights in one lookup table"
 
 
 RULES: Mapping[str, _Rule] = MappingProxyType(

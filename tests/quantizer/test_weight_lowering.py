@@ -88,5 +88,15 @@ def test_presets_lower_at_their_documented_target_and_at_none_before(name: str) 
         lower(exported, compile_specs=specs_of(TARGETS[TARGETS.index(oldest) - 1]))
 
 
+@pytest.mark.parametrize(("table", "oldest"), [("lut1", "iOS16"), ("lut3", "iOS18"), ("lut6", "iOS16")])
+def test_tables_of_sizes_that_are_new_need_a_newer_target(table: str, oldest: str) -> None:
+    inputs = (torch.randn(4, 64),)
+    config = QuantizerConfig(LayerConfig(WeightConfig(table), None))
+    exported = torch.export.export(convert_pt2e(prepare(nn.Linear(64, 32), inputs, config)), inputs)
+    assert lower(exported, compile_specs=specs_of(oldest)).buffer
+    with pytest.raises(DeploymentTargetError, match=oldest):
+        lower(exported, compile_specs=specs_of(TARGETS[TARGETS.index(oldest) - 1]))
+
+
 def specs_of(target: str) -> list[CompileSpec]:
     return CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target[target])
