@@ -193,16 +193,7 @@ def register_sequential(op_type: str) -> Callable[[Function], Function]:
 def register_op(
     *op_types: str, since: Opset = Opset.IOS15, exact: bool = False, pure: bool = True
 ) -> Callable[[Function], Function]:
-    """Define MIL operations by a torch function.
-
-    Args:
-        op_types: Operation types that the function computes.
-        since: Earliest opset in which the definition holds; an older program uses an older definition.
-        exact: Results need no rounding, for example because the operation only moves elements.
-        pure: The result depends on the inputs alone; False keeps it from being computed ahead of a run.
-
-    Returns:
-        A decorator that returns the function unchanged.
+    """Define MIL operations that come with the host; `partitioner.host.custom_ops` documents the arguments.
 
     Raises:
         ValueError: The operation is already defined for that opset.
