@@ -6,7 +6,7 @@ Prints a table, and writes the figures with their date and machine. Times are CP
 is `fold_batch_norms` and `prepare_pt2e` together; "torchao folds" is the part of `prepare_pt2e` that folds batch norms
 before any quantizer is asked, in time quadratic in their number, whatever the quantizer.
 
-Fails when `prepare_pt2e`, alone or behind `fold_batch_norms`, takes more than 1/100 of the stock quantizer's time (where
+Fails when `prepare_pt2e`, alone or behind `fold_batch_norms`, takes more than 1/100 of the stock quantizer's time (if
 torchao's folding takes that much by itself, all the rest must not), when ten name entries make ours more than 1.5 times
 as slow, or when converting DenseNet-121, half of whose batch norms fold into nothing, takes more than 3 s.
 """
