@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from partitioner.errors import DeploymentTargetError, UnsupportedOpError
+from partitioner.lookup_tables import INDEX_BITS, stored_bits
 from partitioner.nodes import argument, constant_values, op_name, place, skip_names, tensor_of
 
 
@@ -58,8 +59,6 @@ RANGE_ARGUMENTS: Mapping[str, tuple[int, int]] = MappingProxyType(
 """Positions of the lowest and the highest integer in the arguments of an operation."""
 
 _SUB_BYTE_LEVELS = 15
-_OLD_TABLE_SIZES = frozenset({2, 4, 16, 64, 256})
-"""Of `constexpr_lut_to_dense` before iOS18."""
 _OLDEST = ct.target.iOS15
 
 
@@ -97,9 +96,8 @@ def _dequantize_codebook(node: Node, constants: frozenset[str]) -> tuple[ct.targ
     tables = tensor_of(node.args[1])
     if tables is None or tables.shape[:-2].numel() != 1:
         return ct.target.iOS18, "weights in several lookup tables"
-    if tables.shape[-2] not in _OLD_TABLE_SIZES:
-        return ct.target.iOS18, f"weights in a lookup table of {tables.shape[-2]} values"
-    return ct.target.iOS16, "weights in one lookup table"
+    bits = stored_bits(tables.shape[-2])
+    return INDEX_BITS[bits], f"weights in a lookup table of {2**bits} values"
 
 
 RULES: Mapping[str, _Rule] = MappingProxyType(

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from torch.fx import Node
 
+from partitioner.lookup_tables import INDEX_BITS
 from partitioner.nodes import argument, op_name
 from partitioner.requirements import RANGE_ARGUMENTS
 
-_INDEX_BITS = (1, 2, 3, 4, 6, 8)
 _INTEGER_BITS = (4, 8)
 _WIDEST = 255
 _INDICES = "indices of lookup tables"
@@ -26,7 +26,7 @@ def storage_notes(decisions: Mapping[Node, str | None], constants: frozenset[str
         declared = _declared(node) if reason is None and _is_constant(node, constants) else None
         if declared is not None:
             kind, bits = declared
-            stored = next(size for size in (_INDEX_BITS if kind == _INDICES else _INTEGER_BITS) if size >= bits)
+            stored = next(size for size in (INDEX_BITS if kind == _INDICES else _INTEGER_BITS) if size >= bits)
             counts[kind, bits, stored] += stored > bits
     return [
         f"{kind} declared in {bits} bits are stored in {stored}, the next size of Core ML ({count}x)"

@@ -13,13 +13,12 @@ from coremltools.converters.mil.mil.block import is_current_opset_version_compat
 from coremltools.optimize._utils import pack_elements_into_bits
 from numpy.typing import NDArray
 
+from partitioner.lookup_tables import stored_bits
+
 Array = NDArray[Any]
 
 # From the smallest to the largest; the 4-bit types exist from iOS18 on.
 _INTEGERS = (("int4", -8, 7), ("uint4", 0, 15), ("int8", -128, 127), ("uint8", 0, 255))
-
-INDEX_BITS = (1, 2, 3, 4, 6, 8)
-"""Sizes of the indices into lookup tables that Core ML has."""
 
 
 def is_at_least_ios18() -> bool:
@@ -85,10 +84,10 @@ def table_constant(indices: Array, tables: Array, name: str) -> Any:
         name: The name of the result.
 
     Raises:
-        ValueError: Below iOS18, there is more than one table.
+        ValueError: Below iOS18, there is more than one table; or tables have more than 256 entries.
     """
     entries = tables.shape[-2]
-    bits = next(bits for bits in INDEX_BITS if 2**bits >= entries)
+    bits = stored_bits(entries)
     fill = [(0, 0)] * tables.ndim
     fill[-2] = (0, 2**bits - entries)
     tables = np.pad(tables, fill, mode="edge")

@@ -104,7 +104,7 @@ def test_lookup_tables_of_every_size(bits: int) -> None:
 def test_one_table_runs_on_ios16_and_several_on_ios18(block: list[int]) -> None:
     model = linears()
     quantize_(model, CodebookWeightOnlyConfig(dtype=torch.uint5, block_size=block))
-    if block == [-1, -1]:
+    if block == [-1, -1]:  # filled up to 64 values
         agrees(model, X, minimum_deployment_target=ct.target.iOS16)
     else:
         with pytest.raises(DeploymentTargetError, match="several lookup tables need iOS18"):
