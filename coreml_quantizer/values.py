@@ -100,8 +100,13 @@ def _aliased(node: Node, written: bool) -> Node | None:
     return node.args[0] if alias is not None and alias.is_write is written else None
 
 
-def written_buffers(graph_module: GraphModule) -> list[torch.Tensor]:
-    """Returns the parameters and buffers that a call of the graph writes to, each once."""
-    nodes = find_written_values(list(graph_module.graph.nodes))
-    tensors = [evaluate(node, graph_module) for node in nodes if node.op == "get_attr"]
-    return list({id(tensor): tensor for tensor in tensors}.values())
+def written_buffers(graph_module: GraphModule) -> dict[str, torch.Tensor]:
+    """Returns the parameters and buffers that a call of the graph writes to, each once, by their names in the graph."""
+    nodes = list(graph_module.graph.nodes)
+    written = find_written_values(nodes)
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for node in nodes:
+        if node.op == "get_attr" and node in written:
+            tensor = evaluate(node, graph_module)
+            found.setdefault(id(tensor), (str(node.target), tensor))
+    return dict(found.values())

@@ -3,16 +3,18 @@
 import hashlib
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from coreml_quantizer.calibration.observing import Observers
 from coreml_quantizer.errors import CalibrationError
 from coreml_quantizer.estimators.base import State
 
-_MAGIC = b"coreml_quantizer calibration 2\n"
+_MAGIC = b"coreml_quantizer calibration 3\n"
 
 
 def check_place(path: Path) -> None:
@@ -38,13 +40,14 @@ def restore(observers: Observers, states: dict[str, State]) -> None:
         observers[name].load_state(state)
 
 
-def save(path: Path, observers: Observers, batches: int, share: str) -> None:
+def save(path: Path, observers: Observers, buffers: Mapping[str, Tensor], batches: int, share: str) -> None:
     """Writes what all observers know after `batches` batches: beside `path` first, then renamed.
 
     Args:
         path: The file.
         observers: All of a graph.
-        batches: How many they have seen.
+        buffers: Those that the model writes, such as caches.
+        batches: How many batches the model has seen.
         share: Which of all batches those are.
     """
     saved = {
@@ -52,6 +55,7 @@ def save(path: Path, observers: Observers, batches: int, share: str) -> None:
         "share": share,
         "kinds": kinds_of(observers),
         "states": states_of(observers),
+        "buffers": dict(buffers),
     }
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -61,8 +65,8 @@ def save(path: Path, observers: Observers, batches: int, share: str) -> None:
         beside.unlink(missing_ok=True)
 
 
-def load(path: Path, observers: Observers, share: str) -> int:
-    """Restores all observers and returns how many batches they have seen; 0 when there is no file.
+def load(path: Path, observers: Observers, buffers: Mapping[str, Tensor], share: str) -> int:
+    """Restores all observers and buffers and returns how many batches were seen; 0 when there is no file.
 
     Raises:
         CalibrationError: The file is damaged, or is about another model, configuration or share of the batches.
@@ -70,7 +74,7 @@ def load(path: Path, observers: Observers, share: str) -> int:
     if not path.exists():
         return 0
     saved = _read(path)
-    if saved.get("kinds") != kinds_of(observers):
+    if saved.get("kinds") != kinds_of(observers) or _shapes(saved["buffers"]) != _shapes(buffers):
         raise CalibrationError(
             f"The checkpoint {path} is of another model or configuration. Delete it to calibrate from the start."
         )
@@ -80,7 +84,13 @@ def load(path: Path, observers: Observers, share: str) -> int:
             "before, or delete it to calibrate from the start."
         )
     restore(observers, saved["states"])
+    for name, buffer in buffers.items():
+        buffer.copy_(saved["buffers"][name])
     return int(saved["batches"])
+
+
+def _shapes(buffers: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (buffer.shape, buffer.dtype) for name, buffer in buffers.items()}
 
 
 def _packed(saved: dict[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from coreml_quantizer.calibration import checkpoint as checkpoints
@@ -100,29 +101,33 @@ class _Loop:
         self._share = share
         self.done = 0
         self._prepared, self._observers, self._inputs, self._every = prepared, observers, inputs, every
+        self._buffers = written_buffers(prepared)
 
     def run(self, batches: Iterable[Any], total: int | None, progress: bool) -> None:
-        if self.path is None:
-            self._show(batches, total, progress)
-            return
-        checkpoints.check_place(self.path)
-        self.done = checkpoints.load(self.path, self._observers, self._share)
+        with torch.no_grad(), _rewinding(self._buffers.values()):
+            if self.path is None:
+                self._show(batches, total, progress)
+            else:
+                self._go_on(self.path, batches, total, progress)
+
+    def _go_on(self, path: Path, batches: Iterable[Any], total: int | None, progress: bool) -> None:
+        checkpoints.check_place(path)
+        self.done = checkpoints.load(path, self._observers, self._buffers, self._share)
         before = checkpoints.states_of(self._observers)
         try:
             self._show(itertools.islice(batches, self.done, None), total, progress)
         except BaseException:
             # The batches since the last checkpoint will come again; before the first one, that is all of them.
-            if not self.path.exists():
+            if not path.exists():
                 checkpoints.restore(self._observers, before)
             raise
 
     def _show(self, batches: Iterable[Any], total: int | None, progress: bool) -> None:
-        with torch.no_grad(), _rewinding(self._prepared):
-            for batch in shown(batches, total, self.done, progress, "Calibrating"):
-                self._observe(batch)
-                self.done += 1
-                if self.path is not None and self.done % self._every == 0:
-                    checkpoints.save(self.path, self._observers, self.done, self._share)
+        for batch in shown(batches, total, self.done, progress, "Calibrating"):
+            self._observe(batch)
+            self.done += 1
+            if self.path is not None and self.done % self._every == 0:
+                checkpoints.save(self.path, self._observers, self._buffers, self.done, self._share)
 
     def _observe(self, batch: Any) -> None:
         run_batch(self._prepared, self.done, batch, self._inputs)
@@ -133,9 +138,9 @@ class _Loop:
 
 
 @contextmanager
-def _rewinding(graph_module: GraphModule) -> Iterator[None]:
+def _rewinding(buffers: Iterable[Tensor]) -> Iterator[None]:
     """Gives the buffers that calls write, such as caches, back the values that the converted model is to start with."""
-    before = [(buffer, buffer.clone()) for buffer in written_buffers(graph_module)]
+    before = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         yield
     finally:

@@ -63,7 +63,7 @@ class SwitchedGraph:
         converted = convert_pt2e(copy.deepcopy(prepared))
         _Builder(self.graph_module, converted, frozenset(observers), modules).build()
         self._switches = [module for module in self.graph_module.modules() if isinstance(module, _Switch)]
-        self._written = [(buffer, buffer.clone()) for buffer in written_buffers(self.graph_module)]
+        self._written = [(buffer, buffer.clone()) for buffer in written_buffers(self.graph_module).values()]
 
     def modules(self) -> list[str]:
         """Returns the paths of modules that quantize anything of their own, in the order they run; "" is the model."""

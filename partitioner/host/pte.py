@@ -14,6 +14,8 @@ from partitioner.host.pte_kernels import fatal_calls
 from partitioner.host.pte_tensors import foreign_types
 
 COREML_BACKEND = "CoreMLBackend"
+NULL = "Null"
+"""Kind of an input or output that is None."""
 
 _IDENTIFIER = b"ET12"
 _HEADER_MAGIC = b"eh00"
@@ -27,7 +29,7 @@ class TensorSpec:
     """What a method takes or returns at one position.
 
     Attributes:
-        kind: ``"Tensor"``, or the kind of scalar: ``"Int"``, ``"Double"``, ``"Bool"``, ``"String"``, ...
+        kind: ``"Tensor"``, or the kind of scalar: ``"Int"``, ``"Double"``, ``"Bool"``, ``"String"``, ..., or `NULL`.
         scalar_type: ExecuTorch's number of the element type; -1 for scalars.
         shape: Upper bound of every dimension; empty for scalars.
         dim_order: Dimensions from the slowest to the fastest varying in memory; empty for scalars.
@@ -217,7 +219,7 @@ def _build_delegate(entry: Table, inline: list[memoryview], parts: list[memoryvi
 
 def _spec(value: Table | None) -> TensorSpec:
     if value is None:
-        return TensorSpec("Null")
+        return TensorSpec(NULL)
     if value.kind != "Tensor":
         return TensorSpec(value.kind)
     return TensorSpec(

@@ -16,8 +16,8 @@ from partitioner.host.errors import DelegateUnavailableError, ExecutionError, In
 from partitioner.host.fixed_sizes import with_fixed_sizes
 from partitioner.host.given import Given, bytes_or_path, naming, refuse_bare_model
 from partitioner.host.policy import STORAGE16, Policy, get_policy
-from partitioner.host.pte import COREML_BACKEND, Method, PteProgram, read_pte
-from partitioner.host.runtime_inputs import DTYPES, Scalar, check_inputs
+from partitioner.host.pte import COREML_BACKEND, NULL, Method, PteProgram, read_pte
+from partitioner.host.runtime_inputs import DTYPES, Input, check_inputs
 from partitioner.host.sources import map_file
 
 _ACCEPTED = "the bytes of a .pte, the path of a .pte file, or `program.buffer` of `to_executorch()`"
@@ -26,6 +26,8 @@ _REINSTALL = (
     "`pip install --force-reinstall --no-deps .`"
 )
 
+# A tensor, or None where the model returns None, which a caller knows better than a type.
+Output = torch.Tensor | Any
 
 # ExecuTorch's Python bindings redirect the process's standard streams during a call, which two threads must not do at
 # the same time.
@@ -69,10 +71,10 @@ def enable(policy: str | Policy = STORAGE16) -> None:
 
 def run(
     pte: bytes | bytearray | memoryview | str | os.PathLike[str] | HasBuffer,
-    *inputs: torch.Tensor | Scalar,
+    *inputs: Input,
     method: str = "forward",
     policy: str | Policy = STORAGE16,
-) -> list[torch.Tensor]:
+) -> list[Output]:
     """Run one method of a `.pte` once, from fresh state, through ExecuTorch's runtime.
 
     Where the native delegate was not built, a method that is a single Core ML delegate is executed in pure Python. That
@@ -80,12 +82,12 @@ def run(
 
     Args:
         pte: The program: its bytes, the path of a file, or what ``to_executorch()`` returns.
-        *inputs: One tensor for each input of the method, in order.
+        *inputs: One tensor for each input of the method, in order; None where the model was exported with None.
         method: Name of the method.
         policy: Precision policy, see ``partitioner.host.policies``.
 
     Returns:
-        One tensor for each output of the method.
+        One tensor for each output of the method; None where the model returns None.
 
     Raises:
         ProgramFormatError: The program is missing, truncated, corrupt, or no `.pte`.
@@ -103,9 +105,7 @@ def run(
         return _run(data, read_pte(data), method, inputs, chosen)
 
 
-def _run(
-    data: bytes, program: PteProgram, method: str, inputs: Sequence[torch.Tensor | Scalar], policy: Policy
-) -> list[torch.Tensor]:
+def _run(data: bytes, program: PteProgram, method: str, inputs: Sequence[Input], policy: Policy) -> list[Output]:
     entry = _find_method(program, method)
     values = _checked(entry, inputs)
     try:
@@ -117,7 +117,7 @@ def _run(
         return _run_natively(native, data, entry, values)
 
 
-def _checked(entry: Method, inputs: Sequence[torch.Tensor | Scalar]) -> list[torch.Tensor | Scalar]:
+def _checked(entry: Method, inputs: Sequence[Input]) -> list[Input]:
     try:
         return check_inputs(entry, inputs)
     except InputError:
@@ -170,9 +170,7 @@ def _register(native: _Native) -> None:
         )
 
 
-def _run_natively(
-    native: _Native, data: bytes, entry: Method, values: list[torch.Tensor | Scalar]
-) -> list[torch.Tensor]:
+def _run_natively(native: _Native, data: bytes, entry: Method, values: list[Input]) -> list[Output]:
     from executorch.runtime import Runtime
 
     runtime = Runtime.get()
@@ -187,7 +185,7 @@ def _run_natively(
         outputs = loaded.execute(values)
     except RuntimeError as error:
         _raise_cause(native, ExecutionError(f"method {entry.name!r} failed: {error}"), error)
-    return [torch.as_tensor(value) for value in outputs]
+    return [None if value is None else torch.as_tensor(value) for value in outputs]
 
 
 def _check_available(runtime: Any, entry: Method) -> None:
@@ -235,10 +233,10 @@ def _raise_cause(native: _Native, fallback: PartitionerError, failure: RuntimeEr
 def _run_in_python(
     program: PteProgram,
     entry: Method,
-    values: list[torch.Tensor | Scalar],
+    values: list[Input],
     policy: Policy,
     unavailable: DelegateUnavailableError,
-) -> list[torch.Tensor]:
+) -> list[Output]:
     wiring = entry.wiring
     if wiring is None or entry.delegates[0].backend != COREML_BACKEND:
         raise DelegateUnavailableError(
@@ -262,7 +260,9 @@ def _run_in_python(
     results = session.run([known[index] for index in arguments])
     known.update(zip(wiring.arguments[session.input_count :], results, strict=True))
     outputs = zip(wiring.outputs, entry.outputs, strict=True)
-    return [_declared(known[index], spec.scalar_type, spec.shape) for index, spec in outputs]
+    return [
+        None if spec.kind == NULL else _declared(known[index], spec.scalar_type, spec.shape) for index, spec in outputs
+    ]
 
 
 def _declared(value: Any, scalar_type: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 
 from partitioner.host.errors import InputError
-from partitioner.host.pte import Method, TensorSpec
+from partitioner.host.pte import NULL, Method, TensorSpec
 
 # executorch_flatbuffer.ScalarType, the types that a method can take or return.
 DTYPES = {
@@ -26,10 +26,10 @@ DTYPES = {
 }
 _SCALARS: dict[str, type] = {"Int": int, "Double": float, "Bool": bool}
 
-Scalar = bool | int | float
+Input = torch.Tensor | bool | int | float | None
 
 
-def check_inputs(method: Method, given: Sequence[object]) -> list[torch.Tensor | Scalar]:
+def check_inputs(method: Method, given: Sequence[object]) -> list[Input]:
     """Check the inputs of a method and bring them to the memory layout it declares.
 
     Args:
@@ -67,6 +67,8 @@ def check_inputs(method: Method, given: Sequence[object]) -> list[torch.Tensor |
 
 def describe(spec: TensorSpec) -> str:
     """What a method takes at one position, in words: ``float32[1, 3, 224, 224]``."""
+    if spec.kind == NULL:
+        return "None"
     if spec.kind != "Tensor":
         return _SCALARS[spec.kind].__name__ if spec.kind in _SCALARS else spec.kind
     dtype = str(DTYPES.get(spec.scalar_type, f"scalar type {spec.scalar_type}")).removeprefix("torch.")
@@ -79,6 +81,8 @@ def _sizes(spec: TensorSpec) -> list[str]:
 
 
 def _problem(spec: TensorSpec, value: object) -> str | None:
+    if spec.kind == NULL:
+        return None if value is None else f"got a {type(value).__name__}, expected None, as in the export"
     if spec.kind != "Tensor":
         return _scalar_problem(spec, value)
     if not isinstance(value, torch.Tensor):
@@ -99,7 +103,7 @@ def _problem(spec: TensorSpec, value: object) -> str | None:
 
 def _scalar_problem(spec: TensorSpec, value: object) -> str | None:
     if spec.kind not in _SCALARS:
-        return None if value is None and spec.kind == "Null" else f"a {spec.kind} cannot be passed through run"
+        return f"a {spec.kind} cannot be passed through run"
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return None
     if not isinstance(value, Real):
@@ -116,10 +120,12 @@ def _shape_fits(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _prepared(spec: TensorSpec, value: object) -> torch.Tensor | Scalar:
+def _prepared(spec: TensorSpec, value: object) -> Input:
+    if spec.kind == NULL:
+        return None
     if spec.kind != "Tensor":
         number = value.item() if isinstance(value, torch.Tensor) else value
-        scalar: Scalar = _SCALARS[spec.kind](number)
+        scalar: Input = _SCALARS[spec.kind](number)
         return scalar
     assert isinstance(value, torch.Tensor)
     order = spec.dim_order

@@ -17,7 +17,7 @@ class Case:
 
     pte: bytes
     models: dict[str, nn.Module]
-    inputs: tuple[torch.Tensor, ...]
+    inputs: tuple[torch.Tensor | None, ...]
 
 
 class TwoOutputs(nn.Module):
@@ -143,6 +143,19 @@ def dynamic() -> Case:
 def accumulator() -> Case:
     torch.manual_seed(6)
     return _lower({"forward": Accumulator()}, (torch.randn(4),), target="iOS18")
+
+
+class Absent(nn.Module):
+    """Takes and returns what is not there, as attention without its weights does."""
+
+    def forward(self, x, mask=None):
+        return (x * 2 if mask is None else x * mask), None
+
+
+@cache
+def absent() -> Case:
+    torch.manual_seed(10)
+    return _lower({"forward": Absent()}, (torch.randn(3, 5), None))
 
 
 class Quantized(nn.Module):

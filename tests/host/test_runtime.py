@@ -26,6 +26,7 @@ CASES = [
     programs.scalar_output,
     programs.dynamic,
     programs.integers,
+    programs.absent,
 ]
 ONE_DELEGATE = [case for case in CASES if case not in (programs.split, programs.portable_convolution)]
 
@@ -184,6 +185,12 @@ def test_unusable_inputs_are_refused(value, problem):
     case = programs.two_outputs()
     with pytest.raises(InputError, match=problem):
         host.run(case.pte, value, case.inputs[1])
+
+
+def test_what_was_exported_as_none_takes_none():
+    case = programs.absent()
+    with pytest.raises(InputError, match=r"takes \(float32\[3, 5\], None\):\s+input 1: got a Tensor, expected None"):
+        host.run(case.pte, case.inputs[0], torch.zeros(3, 5))
 
 
 def test_dynamic_shape_above_the_bound_is_refused():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from coreml_quantizer import CalibrationError, CoreMLQuantizer, calibrate
@@ -233,23 +234,35 @@ def test_quantizers_are_plain_objects() -> None:
     assert prepare_pt2e(graph, CoreMLQuantizer("w8")) is not None
 
 
+class Cache(nn.Module):
+    """Writes buffers: every result depends on all earlier inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.full((4,), 0.5))
+        self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total.add_(x)
+        self.steps += 1
+        return self.layer(self.total * 1.0)
+
+
+def cache() -> nn.Module:
+    torch.manual_seed(0)
+    return Cache().eval()
+
+
+def prepared_cache(model: nn.Module) -> GraphModule:
+    return prepare_pt2e(torch.export.export(model, (torch.ones(4),)).module(), CoreMLQuantizer())
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_buffers_that_the_model_writes_end_as_they_were(fails: bool) -> None:
-    class Cache(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("total", torch.full((4,), 0.5))
-            self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
-            self.layer = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.total.add_(x)
-            self.steps += 1
-            return self.layer(self.total * 1.0)
-
-    model = Cache().eval()
     batches = [torch.ones(4), torch.full((4,), 2.0)]
-    graph = prepare_pt2e(torch.export.export(model, (batches[0],)).module(), CoreMLQuantizer())
+    model = cache()
+    graph = prepared_cache(model)
     if fails:
         with pytest.raises(CalibrationError, match="Batch 2"):
             calibrate(graph, [*batches, torch.full((4,), torch.inf)])
@@ -259,3 +272,22 @@ def test_buffers_that_the_model_writes_end_as_they_were(fails: bool) -> None:
     for holder in (model, graph):
         assert torch.equal(holder.total, torch.full((4,), 0.5))
         assert holder.steps.item() == 0
+
+
+@pytest.mark.parametrize("done", [1, 3])
+def test_buffers_that_the_model_writes_go_on_after_an_interruption(done: int, tmp_path: Path) -> None:
+    def steps(fail: bool) -> Iterator[Tensor]:
+        for index in range(5):
+            if fail and index == done:
+                raise Interruption
+            yield torch.full((4,), float(index - 2))
+
+    path = tmp_path / "calibration"
+    with pytest.raises(Interruption):
+        calibrate(prepared_cache(cache()), steps(fail=True), checkpoint=path, checkpoint_every=1)
+    graph, expected = prepared_cache(cache()), prepared_cache(cache())
+    assert calibrate(graph, steps(fail=False), checkpoint=path) == 5
+    calibrate(expected, steps(fail=False))
+    assert qparams(graph) == qparams(expected)
+    assert torch.equal(graph.total, torch.full((4,), 0.5))
+    assert graph.steps.item() == 0
