@@ -19,7 +19,7 @@ from coreml_quantizer.places import Places
 from coreml_quantizer.recording import Ledger, record, record_nested
 from coreml_quantizer.rules import OpRule, OutputRange, RuleTable, Treatment
 from coreml_quantizer.scope import ScopeResolver
-from coreml_quantizer.sensitive import Sensitivity, read_by_norm
+from coreml_quantizer.sensitive import Sensitivity, find_near_poles, read_by_norm
 from coreml_quantizer.sharing import Place, SharingGroups
 from coreml_quantizer.specs import FixedSpec, OpSpec, Scheme, TensorSpec
 from coreml_quantizer.values import find_constants, find_written_values, is_float
@@ -68,6 +68,7 @@ class _Annotator:
         self._constants = find_constants(self._nodes, self._written)
         self._no_activations = self._constants | self._written
         self._sensitivity = Sensitivity()
+        self._near_poles = find_near_poles(self._nodes, self._moves)
         self._places = Places(SharingGroups({node: index for index, node in enumerate(self._nodes)}))
         self._fusions = Fusions(rules, self._constants, self._scope)
         self._ledger = Ledger()
@@ -110,7 +111,7 @@ class _Annotator:
         if node in self._constants:
             return "it is made of constants only"
         if node in self._written:
-            return "its value is written in place, and quantized values are read through copies, which would miss that"
+            return _WRITTEN
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and not is_float(node):
             return f"its output is {_dtype_name(value)}; only float32, float16 and bfloat16 are quantized"
@@ -149,11 +150,17 @@ class _Annotator:
         if spec.output is not None and (sources or weights) and not rule.weights_only:
             self._quantize_output(node, rule, spec, sources)
             return None
-        return None if node in self._places.inputs else "the configuration quantizes nothing that it reads or writes"
+        if node in self._places.inputs:
+            return None
+        written = any(source in self._written for source in node.all_input_nodes)
+        return _READS_WRITTEN if written and not sources else _NOTHING_ASKED
 
     def _quantize_output(self, node: Node, rule: OpRule, spec: OpSpec, sources: list[Node]) -> None:
         if rule.combines and read_by_norm(node):
             self._ledger.notes[node] = "its operands are quantized; what it makes stays float, because a norm reads it"
+            return
+        if node in self._near_poles:
+            self._ledger.notes[node] = f"its operands are quantized; what it makes stays float: {_NEAR_POLE}"
             return
         tail = self._fusions.follow(node, rule, spec, self._stops)
         behind = self._rules.lookup(tail)
@@ -169,6 +176,8 @@ class _Annotator:
             return "one of its operands holds masking values, which must never set a range"
         if not rule.combines:
             return None
+        if node in self._near_poles:
+            return _NEAR_POLE
         if self._sensitivity.feeds(node):
             return "all that is made of it goes into a function that eight bits would ruin"
         if not any(source in self._places for source in sources):
@@ -179,6 +188,8 @@ class _Annotator:
         source = operand(node, 0)
         if source is None or spec.output is None or source not in self._places:
             return _INPUT_IS_FLOAT
+        if node in self._near_poles:
+            return _NEAR_POLE
         self._places.share_edge(source, node, source)
         self._places.output(node, spec.output)
         return None
@@ -223,11 +234,21 @@ class _Annotator:
         operands = (operand(node, position) for position in rule.inputs_of(node))
         return node in self._masks or any(found in self._masks for found in operands if found is not None)
 
+    def _moves(self, node: Node) -> bool:
+        rule = self._rules.lookup(node)
+        return rule is not None and rule.treatment in _MOVING
+
     def _stops(self, node: Node) -> bool:
-        return node in self._masks or node in self._written or any(s in self._masks for s in node.all_input_nodes)
+        kept_float = node in self._masks or node in self._written or node in self._near_poles
+        return kept_float or any(s in self._masks for s in node.all_input_nodes)
 
 
+_MOVING = frozenset({Treatment.SHARED, Treatment.SPLIT, Treatment.CONCATENATED})
+_NOTHING_ASKED = "the configuration quantizes nothing that it reads or writes"
+_MISSED = "written in place, and quantized values are read through copies, which would miss that"
+_WRITTEN, _READS_WRITTEN = f"its value is {_MISSED}", f"what it reads is {_MISSED}"
 _INPUT_IS_FLOAT = "its input is in floating point"
+_NEAR_POLE = "it is divided by, or goes into a logarithm or an inverse root, and eight bits round what is small to zero"
 
 _HANDLERS: Mapping[Treatment, Callable[[_Annotator, Node, OpRule, OpSpec], str | None]] = MappingProxyType(
     {

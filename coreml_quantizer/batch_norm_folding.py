@@ -28,13 +28,15 @@ _NOT_TRANSPOSED = frozenset(
         aten.conv2d.padding,
         aten.conv3d.default,
         aten.conv3d.padding,
-        aten.linear.default,
     }
 )
 _GROUPS: Mapping[Any, int] = MappingProxyType(
     {aten.conv_transpose1d.default: 6, aten.conv_transpose2d.input: 6, aten.conv_transpose3d.input: 6}
 )
 """Transposed convolutions, whose output channels are on axes 0, by group, and 1; and where their groups stand."""
+
+CONVOLUTIONS = _NOT_TRANSPOSED | _GROUPS.keys()
+"""All operators that are convolutions."""
 
 _WEIGHT, _BIAS = 1, 2
 
@@ -71,13 +73,13 @@ def fold_batch_norms(graph_module: GraphModule) -> GraphModule:
 
 
 def _absorbs(layer: Node, constants: set[Node]) -> bool:
-    if len(layer.users) != 1 or not (layer.target in _NOT_TRANSPOSED or layer.target in _GROUPS):
+    if len(layer.users) != 1 or layer.target not in CONVOLUTIONS | {aten.linear.default}:
         return False
     # A batch norm has its channels on axis 1, a linear layer on the last.
     if layer.target is aten.linear.default and layer.meta["val"].ndim != 2:
         return False
     weight, bias = layer.args[_WEIGHT], layer.args[_BIAS] if len(layer.args) > _BIAS else None
-    return weight in constants and getattr(weight, "op", "") == "get_attr" and (bias is None or bias in constants)
+    return weight in constants and (bias is None or bias in constants)
 
 
 def _fold(graph_module: GraphModule, layer: Node, batch_norm: Node, uses: Counter[str]) -> None:
@@ -88,8 +90,9 @@ def _fold(graph_module: GraphModule, layer: Node, batch_norm: Node, uses: Counte
     assert weight is not None
     given = constant_of(graph_module, layer.args[_BIAS]) if len(layer.args) > _BIAS else None
     bias = shift if given is None else given.double() * scale + shift
-    name = str(weight_node.target)
-    if uses[name] > 1:
+    is_stored = weight_node.op == "get_attr"
+    name = str(weight_node.target) if is_stored else f"_{weight_node.name}"
+    if not is_stored or uses[name] > 1:
         uses[name] -= 1
         name = f"{name}_before_{batch_norm.name}"
     replaced = [*layer.all_input_nodes, *batch_norm.all_input_nodes]

@@ -37,9 +37,11 @@ _SMALLEST_HALF = 2.0**-24
 def round_scalars_to_half(node: Node) -> None:
     """Rounds the scalar operands of one call that makes a float tensor, in place.
 
-    A division by a scalar becomes the product with the reciprocal, which is what the program computes.
+    A division by a scalar becomes the product with the reciprocal, which is what the program computes. Attention that
+    names no scale gets the usual one, for the same reason.
     """
     _multiply_by_reciprocal(node)
+    _name_scale(node)
     _round_scalars(node)
 
 
@@ -52,6 +54,15 @@ def _multiply_by_reciprocal(node: Node) -> None:
     if isinstance(divisor, int | float) and divisor != 0:
         node.target = product
         node.update_arg(1, 1.0 / divisor)
+
+
+def _name_scale(node: Node) -> None:
+    if getattr(node.target, "overloadpacket", None) is not aten.scaled_dot_product_attention:
+        return
+    query = node.args[0]
+    value = query.meta.get("val") if isinstance(query, Node) else None
+    if node.kwargs.get("scale") is None and isinstance(value, torch.Tensor) and isinstance(value.shape[-1], int):
+        node.update_kwarg("scale", 1.0 / math.sqrt(value.shape[-1]))
 
 
 def _round_scalars(node: Node) -> None:

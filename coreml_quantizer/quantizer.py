@@ -21,6 +21,7 @@ from coreml_quantizer.qat.trainee import Trainee
 from coreml_quantizer.qat.wrapping import wrap_for_training
 from coreml_quantizer.reporting import Report, make_report
 from coreml_quantizer.rules import rules
+from coreml_quantizer.shared_folding import refuse_wrong_folding
 from coreml_quantizer.sharing import Place
 from coreml_quantizer.stochastic_depth import mark_stochastic_depth
 
@@ -67,10 +68,11 @@ class CoreMLQuantizer(Quantizer):
         torchao calls it before `annotate`.
 
         Raises:
-            QuantizerError: `model` is prepared or quantized already.
+            QuantizerError: `model` is prepared or quantized already, or torchao has folded batch norms wrongly.
         """
         refuse_prepared(model)
         refuse_quantized(model)
+        refuse_wrong_folding(model)
         inline_contexts(model)
         mark_stochastic_depth(model)
         # Parameters stay, read or not: tied ones have a name each.

@@ -1,6 +1,8 @@
 """Values that eight bits would ruin: what goes into softmax, a root, a logarithm, a sine, an index, or a norm."""
 
 import operator
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch.fx import Node
@@ -44,6 +46,47 @@ _PASSING = frozenset(
     }
 )  # fmt: skip
 """Operators through which a value reaches such a function."""
+
+
+_POLES: Mapping[object, int] = MappingProxyType(
+    {
+        aten.div: 1,
+        **dict.fromkeys((aten.reciprocal, aten.rsqrt, aten.log, aten.log2, aten.log10), 0),
+    }
+)
+"""Functions that are infinite at zero, and which of their operands makes them so."""
+
+_KEEPING_SMALL = frozenset(
+    {
+        aten.neg, aten.abs, aten.add, aten.clamp, aten.clamp_min, aten.maximum, aten.relu, aten.hardtanh, aten.sqrt,
+        aten.batch_norm, operator.getitem,
+    }
+)  # fmt: skip
+"""Operators that change small values little."""
+
+
+def find_near_poles(nodes: Iterable[Node], moves: Callable[[Node], bool]) -> frozenset[Node]:
+    """Returns the values that something is divided by, or whose logarithm or inverse root is taken.
+
+    Eight bits hold nothing between zero and their step: what is small becomes zero, and the result infinite, or not a
+    number. It does so even behind an epsilon, which float16 cannot add to anything.
+
+    Args:
+        nodes: Of a graph.
+        moves: Whether an operator hands on the values that it reads.
+    """
+    found: set[Node] = set()
+    for node in nodes:
+        position = _POLES.get(_packet(node)) if node.op == "call_function" else None
+        stack = [node.args[position]] if position is not None and len(node.args) > position else []
+        while stack:
+            value = stack.pop()
+            if not isinstance(value, Node) or value in found:
+                continue
+            found.add(value)
+            if _packet(value) in _KEEPING_SMALL or moves(value):
+                stack.extend(value.all_input_nodes)
+    return frozenset(found)
 
 
 class Sensitivity:

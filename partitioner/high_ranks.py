@@ -18,6 +18,7 @@ from torch.fx import Node
 from partitioner.functional_forms import is_view
 from partitioner.nodes import tensor_of
 from partitioner.ranks import HIGHEST_RANK, is_high
+from partitioner.writing import replace_node, write_call
 
 _ATEN = torch.ops.aten
 _VIEWS = frozenset({_ATEN.view.default, _ATEN.reshape.default})
@@ -106,30 +107,22 @@ def _rewrite(user: Node, grouped: _Grouped, dimension: int) -> None:
     along = [1] if user.target in _ALONG_SEVERAL else 1
     with user.graph.inserting_before(user):
         source = grouped.source if is_view(grouped.source, groups) else _contiguous(user, grouped.source)
-        source = _call(user, _ATEN.view.default, source, groups)
+        source = write_call(user, _ATEN.view.default, source, groups)
         for rounding in grouped.roundings:
-            source = _call(rounding, rounding.target, source, *rounding.args[1:], **rounding.kwargs)
-        result = _call(user, user.target, source, along, *user.args[2:], **user.kwargs)
+            source = write_call(rounding, rounding.target, source, *rounding.args[1:], **rounding.kwargs)
+        result = write_call(user, user.target, source, along, *user.args[2:], **user.kwargs)
     rest = [other for other in grouped.order if other != axis]
     left = [size for other, size in enumerate(shape) if other != axis]
     order = [other - (other > axis) for other in rest]
     for reader in list(user.users) if isinstance(user.meta["val"], (tuple, list)) else [user]:
         with user.graph.inserting_before(reader):
-            taken = result if reader is user else _call(reader, reader.target, result, *reader.args[1:])
-            shaped = _call(reader, _ATEN.view.default, taken, left)
+            taken = result if reader is user else write_call(reader, reader.target, result, *reader.args[1:])
+            shaped = write_call(reader, _ATEN.view.default, taken, left)
             if order != sorted(order):
-                shaped = _call(reader, _ATEN.permute.default, shaped, order)
+                shaped = write_call(reader, _ATEN.permute.default, shaped, order)
             shaped = _contiguous(reader, shaped)  # so that every later view of it is one
-        reader.replace_all_uses_with(shaped)
+        replace_node(reader, shaped)
 
 
 def _contiguous(place: Node, value: Node) -> Node:
-    return _call(place, _ATEN.clone.default, value, memory_format=torch.contiguous_format)
-
-
-def _call(place: Node, target: Any, *arguments: Any, **keywords: Any) -> Node:
-    """Writes an operation that stands for a part of another one."""
-    node = place.graph.call_function(target, arguments, keywords)
-    given = torch.fx.node.map_arg(arguments, lambda value: value.meta["val"])
-    node.meta = {**place.meta, "val": target(*given, **keywords)}
-    return node
+    return write_call(place, _ATEN.clone.default, value, memory_format=torch.contiguous_format)

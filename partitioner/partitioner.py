@@ -15,6 +15,7 @@ from executorch.exir.backend.utils import tag_constant_data, tag_mutated_buffer
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from partitioner.adaptive_pools import replace_adaptive_pools
 from partitioner.arguments import check_together, check_types
 from partitioner.backend import CoreMLBackend
 from partitioner.compile_specs import NotedSpecs, parse, with_mark, write_option
@@ -23,6 +24,7 @@ from partitioner.functional import functional
 from partitioner.groups import Decisions, Groups, group
 from partitioner.high_ranks import lower_ranks
 from partitioner.nodes import constant_values
+from partitioner.ranks import exceeds_ranks
 from partitioner.report import LoweringReport, make_report
 from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
 from partitioner.size_ranges import SizeRange, merged, size_ranges, unbounded_sizes
@@ -140,6 +142,7 @@ class CoreMLPartitioner(Partitioner):
         self._size_ranges = merged((*known, *size_ranges(exported_program)))
         program = functional(exported_program)
         detach(program)
+        replace_adaptive_pools(program)
         lower_ranks(program)
         self._initialized = initialized_buffers(program) | (frozenset() if finished else self._initialized)
         return program
@@ -159,7 +162,7 @@ class CoreMLPartitioner(Partitioner):
             if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
                 continue
             if kept.get(target, target not in _ALWAYS_DECOMPOSED and not _is_view(target)):
-                kept[target] = refusal(node, skipped, constants) is None
+                kept[target] = refusal(node, skipped, constants) is None and not exceeds_ranks(node, constants)
         if self.on_error == "fallback" and kept:
             self._constants |= {**ep.constants, **ep.state_dict}
             decisions = decide(ep, self.skipped, self.take_over_constant_data)

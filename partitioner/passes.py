@@ -10,6 +10,9 @@ from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
 
 _NAMESPACE = "partitioner"
 _HIGHEST_RANK = 5
+MAKES_BATCH_NORMS = "common::fuse_elementwise_to_batchnorm"
+_NEXT_TO_NOTHING = np.float32(2.0**-24)
+"""The smallest number of float16, which does not change a one."""
 
 # An operation of an exported program must state where it comes from; None says that no line of the model made it.
 _NO_ORIGIN = tuple(
@@ -103,7 +106,39 @@ def _count_from_the_front(block: Any, transpose: Any) -> None:
     block.remove_ops([transpose])
 
 
-for _class in (DistinctOutputs, LowRankQuantization, CountedFromTheFront):
+class ExactAffineMaps(AbstractGraphPass):
+    """Makes a batch norm of a product and a sum, as Core ML Tools does, without changing the factors.
+
+    Core ML Tools gives it a variance of one and the default epsilon, which is added to the variance: every factor gets
+    smaller by 5e-6, enough to move values across rounding boundaries (pre-activation ResNet-10, W8A8: 33 dB with that,
+    74 dB without).
+    """
+
+    def apply(self, prog: Any) -> None:
+        """Fuses in place."""
+        earlier = set(_batch_norms(prog))
+        PASS_REGISTRY[MAKES_BATCH_NORMS].apply(prog)
+        for norm in _batch_norms(prog):
+            if norm not in earlier:
+                with norm.enclosing_block, mb.scope(*_NO_ORIGIN):
+                    _make_exact(norm.enclosing_block, norm)
+
+
+def _batch_norms(prog: Any) -> list[Any]:
+    functions = prog.functions.values()
+    return [
+        operation for function in functions for operation in function.operations if operation.op_type == "batch_norm"
+    ]
+
+
+def _make_exact(block: Any, norm: Any) -> None:
+    given = {**norm.inputs, "epsilon": _NEXT_TO_NOTHING}
+    result = mb.batch_norm(**given, before_op=norm, name=norm.name)
+    block.replace_uses_of_var_after_op(anchor_op=norm, old_var=norm.outputs[0], new_var=result)
+    block.remove_ops([norm])
+
+
+for _class in (DistinctOutputs, ExactAffineMaps, LowRankQuantization, CountedFromTheFront):
     PASS_REGISTRY.add(_NAMESPACE, _class, override=True, name=None)
 
 FINAL_PASSES = (f"{_NAMESPACE}::{DistinctOutputs.__name__}",)
@@ -111,3 +146,4 @@ FINAL_PASSES = (f"{_NAMESPACE}::{DistinctOutputs.__name__}",)
 
 LOW_RANK_QUANTIZATION = f"{_NAMESPACE}::{LowRankQuantization.__name__}"
 COUNTED_FROM_THE_FRONT = f"{_NAMESPACE}::{CountedFromTheFront.__name__}"
+EXACT_AFFINE_MAPS = f"{_NAMESPACE}::{ExactAffineMaps.__name__}"

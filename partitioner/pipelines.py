@@ -2,7 +2,13 @@
 
 import coremltools as ct
 
-from partitioner.passes import COUNTED_FROM_THE_FRONT, FINAL_PASSES, LOW_RANK_QUANTIZATION
+from partitioner.passes import (
+    COUNTED_FROM_THE_FRONT,
+    EXACT_AFFINE_MAPS,
+    FINAL_PASSES,
+    LOW_RANK_QUANTIZATION,
+    MAKES_BATCH_NORMS,
+)
 
 # It divides the scales around a quantized addition by one of them. The quotients are no longer the calibrated scales,
 # and storing them in float16 moves values across rounding boundaries: the delegate stops agreeing with the converted
@@ -19,6 +25,9 @@ def default_pipeline() -> ct.PassPipeline:
     # The pass behind it moves quantizations behind reshapes.
     pipeline.insert_pass(pipeline.passes.index("common::int_op_canonicalization"), LOW_RANK_QUANTIZATION)
     pipeline.insert_pass(pipeline.passes.index(_MERGES_TRANSPOSES), COUNTED_FROM_THE_FRONT)
+    position = pipeline.passes.index(MAKES_BATCH_NORMS)
+    pipeline.remove_passes([MAKES_BATCH_NORMS])
+    pipeline.insert_pass(position, EXACT_AFFINE_MAPS)
     return pipeline
 
 

@@ -34,6 +34,20 @@ def is_high(value: Node) -> bool:
     return tensor is not None and tensor.dim() > HIGHEST_RANK
 
 
+def exceeds_ranks(node: Node, constants: frozenset[str]) -> bool:
+    """Whether an operation takes or makes a value of too many dimensions and cannot be one of the uses that convert.
+
+    Args:
+        node: A ``call_function`` node.
+        constants: Names of constant values, which are folded, whatever their rank.
+    """
+    return op_name(node) not in _RESHAPES | _BETWEEN and any(_high_values(node, constants))
+
+
+def _high_values(node: Node, constants: frozenset[str]) -> list[Node]:
+    return [value for value in (node, *node.all_input_nodes) if is_high(value) and value.name not in constants]
+
+
 def rank_refusal(node: Node, decisions: Mapping[Node, str | None], constants: frozenset[str]) -> str | None:
     """The reason to refuse an operation for the rank of its input or result, or None.
 
@@ -42,10 +56,9 @@ def rank_refusal(node: Node, decisions: Mapping[Node, str | None], constants: fr
         decisions: Every ``call_function`` node -> the reason why Core ML does not take it, or None.
         constants: Names of constant values, which are folded, whatever their rank.
     """
-    values = [value for value in (node, *node.all_input_nodes) if is_high(value) and value.name not in constants]
-    for value in values:
+    for value in _high_values(node, constants):
         rank = tensor_of(value).dim()  # type: ignore[union-attr]
-        if op_name(node) not in _RESHAPES | _BETWEEN or not _is_static(value):
+        if exceeds_ranks(node, constants) or not _is_static(value):
             return f"it needs a tensor of rank {rank}; Core ML has ranks up to {HIGHEST_RANK}"
         if decisions.get(value, "outside") is not None:
             return f"it shares {value.name!r}, of rank {rank}, with what is outside Core ML, which has no such rank"

@@ -98,16 +98,29 @@ def _clamp_masks(block: Any, findings: Findings) -> None:
 
 
 def _note_tiny(block: Any, findings: Findings) -> None:
-    """Core ML Tools stores numbers that would round to zero as the smallest one of float16."""
+    """Core ML Tools stores numbers that would round to zero as the smallest one of float16.
+
+    That much more in front of a logarithm is another logarithm: there the number stays.
+    """
     for operation in block.operations:
         value = operation.outputs[0].val if operation.op_type == "const" else None
-        if not isinstance(value, np.floating) or value.dtype != np.float32 or not value.item():
+        if not isinstance(value, (np.floating, np.ndarray)) or value.dtype != np.float32 or value.size != 1:
             continue
-        if abs(float(value)) < _SMALLEST_HALF / 2:
-            raised = np.sign(value) * _SMALLEST_HALF
-            findings.add(
-                f"{float(value):.4g} raised to {raised:.4g}, the smallest of float16", operation.outputs[0].child_ops
-            )
+        number = value.item()
+        if not 0 < abs(number) < _SMALLEST_HALF / 2:
+            continue
+        for reader in operation.outputs[0].child_ops:
+            logarithms = _logarithms(reader)
+            if logarithms:
+                findings.wide |= {reader.name, *(found.name for found in logarithms)}
+                findings.add(f"kept in float32 with its logarithm, for {number:.4g}", [reader])
+            else:
+                raised = np.sign(number) * _SMALLEST_HALF
+                findings.add(f"{number:.4g} raised to {raised:.4g}, the smallest of float16", [reader])
+
+
+def _logarithms(operation: Any) -> list[Any]:
+    return [reader for value in operation.outputs for reader in value.child_ops if reader.op_type == "log"]
 
 
 def _keep_wide(block: Any, findings: Findings) -> None:

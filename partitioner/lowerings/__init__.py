@@ -14,6 +14,7 @@ from partitioner.lowerings import division as division
 from partitioner.lowerings import extrema as extrema
 from partitioner.lowerings import filling as filling
 from partitioner.lowerings import gelu as gelu
+from partitioner.lowerings import group_norm as group_norm
 from partitioner.lowerings import logarithms as logarithms
 from partitioner.lowerings import logic as logic
 from partitioner.lowerings import matmul as matmul

@@ -13,11 +13,11 @@ from partitioner import host
 # every value rounded to half.
 FLOAT32_DB, WEIGHTS16_DB, STORAGE16_DB = 90.0, 55.0, 40.0
 
+# With weights in half precision PyTorch itself is 42 dB (MobileViT) and less (MobileNetV2, narrow and deep) from what
+# it was: these amplify rounding so much that half precision says little about the program.
+AMPLIFYING = ("mobilenet_v2", "mobilevit")
 ARCHITECTURES = [
-    pytest.param(name, marks=pytest.mark.slow if name == "mobilevit" else ())
-    for name in sorted(models.ARCHITECTURES)
-    # mobilenet_v2, narrow and deep, amplifies rounding ten thousand times, so half precision says little.
-    if name not in ("mobilenet_v2", "mobilenet_v3")
+    pytest.param(name, marks=pytest.mark.slow if name == "mobilevit" else ()) for name in sorted(models.ARCHITECTURES)
 ]
 
 
@@ -67,13 +67,13 @@ def _signal_to_noise(name, target, precision, policy):
     return [models.signal_to_noise(expected, result.float()) for result in results]
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "mobilenet_v2", "mobilenet_v3"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_float32_programs_agree_with_torch(name):
     (decibels,) = _signal_to_noise(name, ct.target.iOS16, ct.precision.FLOAT32, ["float32"])
     assert decibels >= FLOAT32_DB
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "mobilenet_v3"])
+@pytest.mark.parametrize("name", sorted(models.ARCHITECTURES.keys() - AMPLIFYING))
 def test_half_precision_programs_agree_with_torch_as_far_as_the_policy_allows(name):
     exact, rounded = _signal_to_noise(name, ct.target.iOS18, ct.precision.FLOAT16, ["float32", "storage16"])
     assert exact >= WEIGHTS16_DB

@@ -60,6 +60,24 @@ def test_an_eps_below_float16_is_raised() -> None:
     torch.testing.assert_close(result, X, rtol=2**-11, atol=0)
 
 
+LOGARITHMS = {
+    "sum": lambda x: torch.log10(x.relu() + 1e-10),
+    "clamp": lambda x: torch.log(x.relu().clamp(min=1e-10)),
+    "clip": lambda x: torch.log2(torch.clamp(x.relu(), 1e-10, 5.0)),
+    "maximum": lambda x: torch.maximum(x.relu(), torch.tensor(1e-10)).log(),
+}
+
+
+@pytest.mark.parametrize("function", LOGARITHMS.values(), ids=LOGARITHMS.keys())
+def test_an_eps_below_float16_in_front_of_a_logarithm_stays(function) -> None:
+    """Raised to the smallest of float16, zero would have the logarithm of 6e-8 instead of 1e-10."""
+    result, notes = run(Function(function), X)
+    (note,) = notes
+    assert note.startswith("kept in float32 with its logarithm, for 1e-10: ")
+    # Half a step of float16 at the largest of the logarithms, 33, and what rounding the input to float16 makes of it.
+    torch.testing.assert_close(result, function(X), rtol=0, atol=2**-6)
+
+
 def test_large_values_are_computed_in_float32_until_they_are_small_again() -> None:
     model = Function(lambda x: ((x * 1e5 + 1).relu() / 1e5).tanh())
     result, notes = run(model, X)

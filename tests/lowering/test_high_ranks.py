@@ -11,6 +11,7 @@ from lowering.helpers import delegates, lower
 from lowering.test_partitioner import Function
 
 from partitioner import CoreMLPartitioner, host
+from partitioner import lower as lower_whole
 from partitioner.functional import functional
 from partitioner.high_ranks import lower_ranks
 from partitioner.ranks import is_high
@@ -64,6 +65,14 @@ def test_what_keeps_six_dimensions_is_left_alone() -> None:
     lower_ranks(program)
     assert any(is_high(node) for node in program.graph.nodes)
     assert torch.equal(program.module()(x), function(x))
+
+
+def test_a_result_of_the_program_keeps_its_name() -> None:
+    function = Function(lambda x: (x.reshape(2, 2, 2, 2, 2, 2).select(2, 1), x * 2))
+    x = torch.arange(64.0).reshape(8, 8)
+    results = host.run(lower_whole(torch.export.export(function, (x,))).buffer, x)
+    for result, expected in zip(results, function(x), strict=True):
+        assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("windows", [1, 3])

@@ -74,6 +74,15 @@ TAKEN = {
         X,
     ),
     "matrix norm by columns": (lambda x: torch.linalg.matrix_norm(x, 1), X),
+    "group norm of a volume": (lambda x, w: F.group_norm(x, 2, w[:4], w[4:]), IMAGE.reshape(1, 4, 2, 6, 4), W),
+    "einsum that permutes six dimensions": (
+        lambda x: torch.einsum("nhwpqc->nchpwq", x.reshape(1, 4, 4, 2, 2, 3)).reshape(1, 3, 8, 8) + 1,
+        IMAGE,
+    ),
+    "largest of every channel": (lambda x: F.adaptive_max_pool2d(x, 1) + F.adaptive_max_pool2d(-x, 1), IMAGE[None]),
+    "largest of every window": (lambda x: F.adaptive_max_pool2d(x, (2, 4)), IMAGE),
+    "largest of every stretch": (lambda x: F.adaptive_max_pool1d(x, 4), IMAGE[0]),
+    "largest of a volume": (lambda x: F.adaptive_max_pool3d(x, (1, 2, 4)), IMAGE.reshape(1, 4, 2, 6, 4)),
     "cropped": (lambda x: F.pad(x, (-1, 2, 1, -1), value=3.0), X),
 }
 

@@ -9,6 +9,7 @@ from coremltools.proto import MIL_pb2
 from executorch.exir import to_edge_transform_and_lower
 from lowering.helpers import blob, calls, lower, operations, target
 from lowering.quantizers import ACTIVATION, quantized
+from lowering.test_partitioner import Function
 from models import signal_to_noise
 from torch import nn
 
@@ -130,3 +131,32 @@ def test_the_direct_way_gives_the_same_numbers(options: dict) -> None:
         (ours,) = host.run(direct.buffer, *INPUTS, policy=policy)
         (theirs,) = host.run(detour.buffer, *INPUTS, policy=policy)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_products_and_sums_that_become_batch_norms_keep_their_factors() -> None:
+    """Core ML Tools adds an epsilon to the variance of one: 5e-6 less, and one value in 2000 on another step."""
+    generator = torch.Generator().manual_seed(0)
+    factor, summand = (torch.randn(1, 32, 1, 1, generator=generator).half().float() for _ in range(2))
+    scale = 2.0**-5
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        integers = torch.ops.quantized_decomposed.quantize_per_tensor(x, scale, 0, 0, 255, torch.uint8)
+        return torch.ops.quantized_decomposed.dequantize_per_tensor(integers, scale, 0, 0, 255, torch.uint8)
+
+    model = Function(lambda x: rounded((rounded(x) * factor + summand).relu()))
+    x = torch.rand(1, 32, 64, 64, generator=generator) * 8
+    manager = lower(model, (x,))
+    (result,) = host.run(manager.to_executorch().buffer, x, policy="float32")
+    assert "batch_norm" in {operation.type for operation in operations(manager)}
+    assert torch.equal(result, model(x))
+
+
+@pytest.mark.parametrize(("scale", "taken_apart"), [(None, False), (24**-0.5, False), (0.25, True)])
+def test_attention_of_the_usual_scale_is_one_operation_from_ios18_on(scale: float | None, taken_apart: bool) -> None:
+    """Models of transformers name the usual scale."""
+    x = torch.randn(1, 2, 5, 24, generator=torch.Generator().manual_seed(0))
+    model = Function(lambda x: nn.functional.scaled_dot_product_attention(x, x + 1, x, scale=scale))
+    manager = lower(model, (x,), minimum_deployment_target=ct.target.iOS18)
+    assert ("matmul" in {operation.type for operation in operations(manager)}) is taken_apart
+    (result,) = host.run(manager.to_executorch().buffer, x)
+    torch.testing.assert_close(result, model(x), rtol=0, atol=2.0**-8)

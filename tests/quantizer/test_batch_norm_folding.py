@@ -1,12 +1,14 @@
 """Batch norms folded before torchao sees the graph: the same function, and the same graph where torchao is right."""
 
+import warnings
+
 import pytest
 import torch
 from models import settle, signal_to_noise
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from coreml_quantizer import CoreMLQuantizer, fold_batch_norms
+from coreml_quantizer import CoreMLQuantizer, QuantizerError, fold_batch_norms
 
 from .graphs import IMAGE, call, calls, placements
 
@@ -91,20 +93,86 @@ def test_a_convolution_that_something_else_reads_too_keeps_its_values() -> None:
     assert signal_to_noise(model(*IMAGE), prepared(*IMAGE)) > 55
 
 
-def test_a_convolution_called_twice_gets_a_weight_for_each_batch_norm() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 3)
-            self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+class Twice(nn.Module):
+    """A convolution called twice, with a batch norm behind each call, the same or another."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.second(self.conv(self.first(self.conv(x))))
+    def __init__(self, bias: bool, same: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, bias=bias)
+        self.first = nn.BatchNorm2d(3)
+        self.second = self.first if same else nn.BatchNorm2d(3)
 
-    model = shaken(Twice())
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.conv(self.first(self.conv(x))))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_convolution_called_twice_gets_a_weight_for_each_batch_norm(bias: bool, same: bool) -> None:
+    model = shaken(Twice(bias, same))
     graph = fold_batch_norms(torch.export.export(model, IMAGE).module())
     assert not calls(graph, aten.batch_norm)
     torch.testing.assert_close(graph(*IMAGE), model(*IMAGE), rtol=1e-4, atol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        prepared = prepare_pt2e(graph, CoreMLQuantizer())
+    assert signal_to_noise(model(*IMAGE), prepared(*IMAGE)) > 55
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_shared_convolution_that_torchao_folds_wrongly_is_refused(same: bool) -> None:
+    model = shaken(Twice(bias=False, same=same))
+    with pytest.raises(QuantizerError, match=r"'conv\.weight' is used by 2 calls \(conv2d, .*fold_batch_norms\("):
+        prepare_pt2e(torch.export.export(model, IMAGE).module(), CoreMLQuantizer())
+
+
+def test_where_wrong_folding_cannot_be_told_a_warning_is_given() -> None:
+    model = shaken(Twice(bias=True))
+    with pytest.warns(UserWarning, match=r"'conv\.weight' is used by 2 calls .* If each has a batch norm of its own"):
+        prepare_pt2e(torch.export.export(model, IMAGE).module(), CoreMLQuantizer())
+
+
+def test_shared_convolutions_beside_batch_norms_of_others_are_no_cause_for_warnings() -> None:
+    """As heads of detectors have them, on a backbone of convolutions and batch norms."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 3, 3, bias=False), nn.BatchNorm2d(3))
+            self.conv = nn.Conv2d(3, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.conv(self.stem(x)))
+
+    graph = torch.export.export(shaken(Head()), IMAGE).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        prepare_pt2e(graph, CoreMLQuantizer())
+
+
+def test_a_computed_weight_is_folded_into() -> None:
+    """As octave convolutions have it; torchao fails on it."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
+            self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            first, second = nn.functional.conv2d(x, self.weight[:4]), nn.functional.conv2d(x, self.weight[4:])
+            return self.first(first), self.second(second)
+
+    model = shaken(Parts())
+    with pytest.raises(ValueError, match="Expected get_attr node"):
+        prepare_pt2e(torch.export.export(model, IMAGE).module(), CoreMLQuantizer())
+    graph = fold_batch_norms(torch.export.export(model, IMAGE).module())
+    assert not calls(graph, aten.batch_norm)
+    torch.testing.assert_close(graph(*IMAGE), model(*IMAGE), rtol=1e-4, atol=1e-4)
+    prepared = prepare_pt2e(graph, CoreMLQuantizer())
+    prepared(*IMAGE)
+    converted = convert_pt2e(prepared)
+    assert min(signal_to_noise(*pair) for pair in zip(model(*IMAGE), converted(*IMAGE), strict=True)) > 30
 
 
 def test_norms_that_train_or_meet_a_sequence_are_not_folded() -> None:

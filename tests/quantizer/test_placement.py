@@ -6,6 +6,8 @@ from models import ARCHITECTURES, build
 from torch import Tensor, nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
+from coreml_quantizer.decisions import decisions_of
+
 from .graphs import (
     IMAGE,
     QDQ,
@@ -172,3 +174,15 @@ def test_a_constant_factor_of_a_matrix_product_is_a_weight() -> None:
     weight = call(quantize(Product(), ROWS), aten.matmul).args[1]
     assert weight.target is QDQ.dequantize_per_channel.default
     assert weight.args[3] == 1
+
+
+def test_what_reads_values_that_are_written_in_place_says_so() -> None:
+    class Written(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2
+            y[:, 0] = 1
+            return y @ y.mT
+
+    found = {decision.node: decision.reason for decision in decisions_of(prepare(Written(), (torch.randn(1, 4, 4),)))}
+    assert found["mul"].startswith("its value is written in place")
+    assert found["matmul"].startswith("what it reads is written in place")
