@@ -6,9 +6,11 @@ import torch
 from lowering.helpers import calls, delegates, lower
 from lowering.test_partitioner import Function
 from torch import nn
+from torch.export import Dim
 from torch.nn import functional as F
 
 from partitioner import CoreMLBackend, CoreMLPartitioner, host
+from partitioner import lower as lower_whole
 
 FLOAT32 = CoreMLBackend.generate_compile_specs(compute_precision=ct.precision.FLOAT32)
 X = torch.linspace(-1, 1, 16).reshape(2, 8)
@@ -95,6 +97,25 @@ def test_what_core_ml_tools_fails_on_is_lowered(function, inputs: tuple[torch.Te
     assert partitioner.rejections == ()
     (result,) = host.run(manager.to_executorch().buffer, *inputs)
     torch.testing.assert_close(result, function(*inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rank", "varying"), [(2, (0,)), (3, (0, 2)), (4, (0,)), (4, (2, 3)), (5, ()), (5, (0,)), (5, (3,)), (5, (0, 2, 4))]
+)
+def test_group_norm_of_any_rank_and_varying_sizes(rank: int, varying: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.GroupNorm(4, 8).eval()
+    nn.init.normal_(model.weight, generator=generator)
+    nn.init.normal_(model.bias, generator=generator)
+    example = torch.randn((3, 8, 4, 5, 6)[:rank], generator=generator)
+    shapes = ({axis: Dim(f"axis_{axis}", max=9) for axis in varying},)
+    program = torch.export.export(model, (example,), dynamic_shapes=shapes)
+    lowered = lower_whole(program, compile_specs=FLOAT32)
+    for more in (0, 2) if varying else (0,):
+        shape = [size + more * (axis in varying) for axis, size in enumerate(example.shape)]
+        x = torch.randn(shape, generator=generator)
+        (result,) = host.run(lowered.buffer, x)
+        torch.testing.assert_close(result, model(x).detach(), rtol=1e-5, atol=1e-5)
 
 
 VOLUME = torch.linspace(-1, 1, 384).reshape(3, 2, 8, 8)
