@@ -23,6 +23,7 @@ from partitioner.errors import UnsupportedOpError
 from partitioner.functional import functional
 from partitioner.groups import Decisions, Groups, group
 from partitioner.high_ranks import lower_ranks
+from partitioner.leading_dimensions import merge_leading_dimensions
 from partitioner.nodes import constant_values
 from partitioner.ranks import exceeds_ranks
 from partitioner.report import LoweringReport, make_report
@@ -143,6 +144,7 @@ class CoreMLPartitioner(Partitioner):
         program = functional(exported_program)
         detach(program)
         replace_adaptive_pools(program)
+        merge_leading_dimensions(program)
         lower_ranks(program)
         self._initialized = initialized_buffers(program) | (frozenset() if finished else self._initialized)
         return program
