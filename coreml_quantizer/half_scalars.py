@@ -70,14 +70,29 @@ def _round_scalars(node: Node) -> None:
     if packet is None:
         return
     epsilon = _EPSILONS.get(packet)
-    if epsilon is not None and len(node.args) > epsilon and isinstance(node.args[epsilon], float):
-        node.update_arg(epsilon, max(float(torch.tensor(node.args[epsilon]).half()), _SMALLEST_HALF))
+    if epsilon is not None:
+        _round_epsilon(node, epsilon)
     for key in _SCALAR_ARGUMENTS.get(packet, ()):
         if isinstance(key, str):
             if isinstance(node.kwargs.get(key), float):
                 node.update_kwarg(key, _rounded_scalar(node.kwargs[key]))
         elif len(node.args) > key and isinstance(node.args[key], float):
             node.update_arg(key, _rounded_scalar(node.args[key]))
+
+
+def _round_epsilon(node: Node, position: int) -> None:
+    """Rounds an eps, the default one of an operator too."""
+    parameters = node.target._schema.arguments  # type: ignore[union-attr]
+    if len(parameters) <= position or parameters[position].name in node.kwargs:
+        return
+    given = (*node.args, *(parameter.default_value for parameter in parameters[len(node.args) : position + 1]))
+    epsilon = given[position]
+    if isinstance(epsilon, float):
+        node.args = (
+            *given[:position],
+            max(float(torch.tensor(epsilon).half()), _SMALLEST_HALF),
+            *given[position + 1 :],
+        )
 
 
 def _rounded_scalar(value: Argument) -> float:

@@ -5,12 +5,15 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from coreml_quantizer import CoreMLQuantizer
 from coreml_quantizer.half import rounded_to_half
 
-from .graphs import IMAGE, calls, prepare
+from .graphs import IMAGE, call, calls, prepare
+
+aten = torch.ops.aten
 
 
 class Model(nn.Module):
@@ -142,3 +145,32 @@ def test_division_by_a_scalar_is_the_product_that_core_ml_computes() -> None:
     assert first.args[1] == float(torch.tensor(1 / 2.449489742783178).half())
     assert second.args[1] == 0.25
     torch.testing.assert_close(prepared(*IMAGE), Divided()(*IMAGE), rtol=2**-11, atol=0)
+
+
+NORMS = {
+    "layer_norm": (lambda x: F.layer_norm(x, (8,)), aten.layer_norm, 4),
+    "layer_norm with its eps": (lambda x: F.layer_norm(x, (8,), eps=1e-6), aten.layer_norm, 4),
+    "group_norm": (lambda x: F.group_norm(x, 2), aten.group_norm, 4),
+    "tiny": (lambda x: F.layer_norm(x, (8,), eps=1e-12), aten.layer_norm, 4),
+}
+
+
+@pytest.mark.parametrize(("function", "op", "position"), NORMS.values(), ids=NORMS.keys())
+def test_an_eps_is_one_of_float16_also_where_the_model_names_none(function, op, position: int) -> None:
+    class Norm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    eps = call(prepare(Norm(), (torch.randn(2, 8),)), op).args[position]
+    assert eps == float(torch.tensor(eps).half())
+    assert eps >= 2.0**-24
+
+
+def test_attention_names_the_scale_that_it_uses() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x)
+
+    x = torch.randn(1, 2, 4, 24)
+    node = call(prepare(Attention(), (x,)), aten.scaled_dot_product_attention)
+    assert node.kwargs["scale"] == float(torch.tensor(24**-0.5).half())
