@@ -77,6 +77,7 @@ TAKEN = {
     ),
     "matrix norm by columns": (lambda x: torch.linalg.matrix_norm(x, 1), X),
     "group norm of a volume": (lambda x, w: F.group_norm(x, 2, w[:4], w[4:]), IMAGE.reshape(1, 4, 2, 6, 4), W),
+    "six dimensions, place by place": (lambda x: (x.reshape(3, 2, 4, 2, 2, 2) * 2).sum(-1), IMAGE),
     "einsum that permutes six dimensions": (
         lambda x: torch.einsum("nhwpqc->nchpwq", x.reshape(1, 4, 4, 2, 2, 3)).reshape(1, 3, 8, 8) + 1,
         IMAGE,
@@ -170,7 +171,7 @@ REFUSED = {
         IMAGE[None],
         "dim_order_ops._to_dim_order_copy.default",
     ),
-    "rank 6": (Function(lambda x: (x.reshape(3, 2, 4, 2, 2, 2) * 2).sum(-1)), IMAGE, "aten.mul.Tensor"),
+    "rank 6": (Function(lambda x: x.reshape(3, 2, 4, 2, 2, 2).cumsum(1).sum(-1)), IMAGE, "aten.cumsum.default"),
     "output padding without padding": (
         nn.ConvTranspose2d(3, 2, 3, stride=2, output_padding=1),
         IMAGE[None],
