@@ -4,7 +4,6 @@ torchao's `prepare_pt2e` folds them too, before any quantizer is asked. It walks
 and it also folds a layer whose output something else reads, which then gets values that were never meant for it.
 """
 
-import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -38,7 +37,7 @@ _GROUPS: Mapping[Any, int] = MappingProxyType(
 CONVOLUTIONS = _NOT_TRANSPOSED | _GROUPS.keys()
 """All operators that are convolutions."""
 
-_WEIGHT, _BIAS = 1, 2
+_WEIGHT, _BIAS, _MEAN = 1, 2, 3
 
 
 @without_collection
@@ -101,13 +100,22 @@ def _fold(graph_module: GraphModule, layer: Node, batch_norm: Node, uses: Counte
             _constant(graph_module, name, (weight.double() * _along_outputs(scale, weight, layer)).to(weight.dtype)),
             _constant(graph_module, f"{name}_bias", bias.to(weight.dtype)),
         )
-    for node in made:
-        node.meta["val"] = layer.meta["val"].new_empty(operator.attrgetter(str(node.target))(graph_module).shape)
+    for node, alike, value in zip(made, (weight_node, batch_norm.args[_MEAN]), (weight, bias), strict=True):
+        node.meta["val"] = _example(alike, value, layer)
     layer.args = (layer.args[0], *made, *layer.args[_BIAS + 1 :])
     batch_norm.replace_all_uses_with(layer)
     layer.graph.erase_node(batch_norm)
     for node in _unread_constants(replaced):
         layer.graph.erase_node(node)
+
+
+def _example(alike: Any, value: Tensor, layer: Node) -> Tensor:
+    """The example value for a constant: that of another one where that fits, because making one takes longer."""
+    known = alike.meta.get("val")
+    if isinstance(known, Tensor) and known.shape == value.shape and known.dtype == layer.meta["val"].dtype:
+        return known
+    made: Tensor = layer.meta["val"].new_empty(value.shape)
+    return made
 
 
 def _along_outputs(scale: Tensor, weight: Tensor, layer: Node) -> Tensor:
