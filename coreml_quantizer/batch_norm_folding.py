@@ -37,6 +37,8 @@ _GROUPS: Mapping[Any, int] = MappingProxyType(
 CONVOLUTIONS = _NOT_TRANSPOSED | _GROUPS.keys()
 """All operators that are convolutions."""
 
+_ABSORBING = CONVOLUTIONS | {aten.linear.default}
+
 _WEIGHT, _BIAS, _MEAN = 1, 2, 3
 
 
@@ -72,7 +74,7 @@ def fold_batch_norms(graph_module: GraphModule) -> GraphModule:
 
 
 def _absorbs(layer: Node, constants: set[Node]) -> bool:
-    if len(layer.users) != 1 or layer.target not in CONVOLUTIONS | {aten.linear.default}:
+    if len(layer.users) != 1 or layer.target not in _ABSORBING:
         return False
     # A batch norm has its channels on axis 1, a linear layer on the last.
     if layer.target is aten.linear.default and layer.meta["val"].ndim != 2:

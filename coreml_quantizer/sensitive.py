@@ -1,4 +1,4 @@
-"""Values that eight bits would ruin: what goes into softmax, a root, a logarithm, a sine, an index, or a norm."""
+"""Values that eight bits would ruin: divisors, and what goes into softmax, a root, a logarithm, a sine or a norm."""
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
