@@ -18,6 +18,7 @@ from torch.fx import Node
 from partitioner.functional_forms import is_view
 from partitioner.nodes import tensor_of
 from partitioner.ranks import HIGHEST_RANK, is_high
+from partitioner.strides import follow_strides, have_same_strides
 from partitioner.writing import replace_node, write_call
 
 _ATEN = torch.ops.aten
@@ -57,15 +58,17 @@ def lower_ranks(program: ExportedProgram) -> None:
     """
     graph = program.graph
     changed = False
+    moved: set[Node] = set()
     for node in list(graph.nodes):
         if node.op == "call_function" and is_high(node) and node.users:
             dimensions = {user: _dimension(user, node) for user in node.users}
             grouped = _grouped(node)
             if grouped is not None and all(dimension is not None for dimension in dimensions.values()):
                 for user, dimension in dimensions.items():
-                    _rewrite(user, grouped, dimension or 0)
+                    moved.update(_rewrite(user, grouped, dimension or 0))
                 changed = True
     if changed:
+        follow_strides(graph, moved)
         graph.eliminate_dead_code()
         program.graph_module.recompile()
 
@@ -100,7 +103,9 @@ def _grouped(value: Node) -> _Grouped | None:
     return None if is_high(source) else _Grouped(source, result.shape, order, roundings)
 
 
-def _rewrite(user: Node, grouped: _Grouped, dimension: int) -> None:
+def _rewrite(user: Node, grouped: _Grouped, dimension: int) -> set[Node]:
+    """Rewrites a user of a grouped value. Returns the results that do not have the strides of what they replace."""
+    moved: set[Node] = set()
     axis = grouped.order[dimension]
     shape = list(grouped.shape)
     groups = [math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])]
@@ -121,7 +126,10 @@ def _rewrite(user: Node, grouped: _Grouped, dimension: int) -> None:
             if order != sorted(order):
                 shaped = write_call(reader, _ATEN.permute.default, shaped, order)
             shaped = _contiguous(reader, shaped)  # so that every later view of it is one
+        if not have_same_strides(reader.meta["val"], shaped.meta["val"]):
+            moved.add(shaped)
         replace_node(reader, shaped)
+    return moved
 
 
 def _contiguous(place: Node, value: Node) -> Node:

@@ -18,6 +18,7 @@ from torch.fx import Node
 from partitioner.functional_forms import is_view
 from partitioner.nodes import argument, tensor_of
 from partitioner.ranks import is_high
+from partitioner.strides import follow_strides, have_same_strides
 from partitioner.writing import replace_node, write_call
 
 _ATEN = torch.ops.aten
@@ -63,17 +64,20 @@ def merge_leading_dimensions(program: ExportedProgram) -> None:
     """
     merged: dict[Node, Node] = {}
     """Values of high rank, by what holds the same as (places, last dimension)."""
-    changed = False
+    moved: set[Node] = set()
+    """Results that do not have the strides of what they replace."""
     for node in list(program.graph.nodes):
         if node.op == "call_function" and is_high(node) and _is_local(node, merged):
             with program.graph.inserting_before(node):
                 arguments = [_merged(node, given, merged) for given in node.args]
                 flat = write_call(node, node.target, *arguments, **node.kwargs)
                 wide = write_call(node, _ATEN.view.default, flat, list(node.meta["val"].shape))
+            if not have_same_strides(node.meta["val"], wide.meta["val"]):
+                moved.add(wide)
             replace_node(node, wide)
             merged[wide] = flat
-            changed = True
-    if changed:
+    if merged:
+        follow_strides(program.graph, moved)
         program.graph.eliminate_dead_code()
         program.graph_module.recompile()
 

@@ -36,20 +36,21 @@ def _rounded(x: torch.Tensor, scale: float) -> torch.Tensor:
 @given(
     sizes=st.lists(st.integers(1, 3), min_size=6, max_size=6),
     order=st.permutations(range(6)),
+    later=st.permutations(range(5)),
     dim=st.integers(0, 5),
     operation=st.sampled_from(sorted(OPERATIONS)),
     permuted=st.booleans(),
     rounded=st.booleans(),
 )
 def test_any_shape_and_order(
-    sizes: list[int], order: list[int], dim: int, operation: str, permuted: bool, rounded: bool
+    sizes: list[int], order: list[int], later: list[int], dim: int, operation: str, permuted: bool, rounded: bool
 ) -> None:
     def function(x: torch.Tensor) -> Any:
         high = _rounded(x.reshape(sizes), 0.5) if rounded else x.reshape(sizes)
         high = high.permute(order) if permuted else high
         found = OPERATIONS[operation](_rounded(high, 0.75) if rounded else high, dim)
         first = found if isinstance(found, torch.Tensor) else found[0]
-        return found, first.reshape(-1)
+        return found, first.reshape(-1), torch.relu(first).permute(later).reshape(-1)
 
     x = torch.randn(torch.Size(sizes).numel(), generator=torch.Generator().manual_seed(0)).reshape(-1, sizes[-1]).t()
     program = functional(torch.export.export(Function(function), (x,)))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lowering.helpers import delegates, lower
 from lowering.test_partitioner import Function
@@ -41,6 +41,7 @@ MOVES = ("aten.view.default", "aten.permute.default", "aten.clone.default")
     sizes=st.lists(st.integers(1, 3), min_size=5, max_size=5),
     steps=st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=6),
 )
+@example([1, 1, 1, 2, 2], ["permutation", "gelu", "permutation"])  # reshaped without a copy, while strides are kept
 def test_any_chain_of_local_operations(sizes: list[int], steps: list[str]) -> None:
     def function(x: Tensor) -> Tensor:
         y = x.reshape(*sizes, 3)
