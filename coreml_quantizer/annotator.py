@@ -12,7 +12,6 @@ from coreml_quantizer.config.policy import QuantizationPolicy
 from coreml_quantizer.decisions import keep_decisions, name_entries
 from coreml_quantizer.foreign_types import warn_of_foreign_types
 from coreml_quantizer.fusion import Fusions
-from coreml_quantizer.garbage import without_collection
 from coreml_quantizer.masks import MaskFinder
 from coreml_quantizer.operands import activations, operand, weight_axes
 from coreml_quantizer.places import Places
@@ -38,7 +37,6 @@ class Placement:
     sources: frozenset[Place]
 
 
-@without_collection
 def annotate(graph_module: GraphModule, policy: QuantizationPolicy, rules: RuleTable) -> Placement:
     """Annotates the nodes of an exported graph in one pass, in time linear in their number.
 

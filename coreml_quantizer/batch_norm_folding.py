@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from coreml_quantizer.garbage import without_collection
+from coreml_quantizer.garbage import postpone_collection
 from coreml_quantizer.lone_batch_norm import is_affine, rewrite_lone_batch_norms, scale_and_shift
 from coreml_quantizer.values import constant_of, find_constants, find_written_values
 
@@ -42,7 +42,6 @@ _ABSORBING = CONVOLUTIONS | {aten.linear.default}
 _WEIGHT, _BIAS, _MEAN = 1, 2, 3
 
 
-@without_collection
 def fold_batch_norms(graph_module: GraphModule) -> GraphModule:
     """Folds the batch norms of an exported graph in eval mode into the layers before them.
 
@@ -60,6 +59,7 @@ def fold_batch_norms(graph_module: GraphModule) -> GraphModule:
         The same graph.
     """
     nodes = list(graph_module.graph.nodes)
+    postpone_collection(len(nodes))
     constants = find_constants(nodes, find_written_values(nodes))
     uses = Counter(str(node.target) for node in nodes if node.op == "get_attr" for _ in node.users)
     for node in nodes:

@@ -40,14 +40,15 @@ class Boundaries:
     def of(policy: QuantizationPolicy, graph_module: GraphModule) -> "Boundaries":
         """Finds what `policy` asks for, in time linear in the number of nodes; nothing when it asks for nothing."""
         nodes = list(graph_module.graph.nodes)
-        weighted = frozenset(_weighted(nodes))
+        layers = {
+            "last_layer": (policy.last_layer, _last_layers),
+            "first_layer": (policy.first_layer, _first_layers),
+        }
+        asked = {name: layer for name, layer in layers.items() if layer[0] != AS_CONFIGURED}
+        weighted = frozenset(_weighted(nodes)) if asked else frozenset()
         found: dict[Node, End] = {}
-        for name, wanted, finder in (
-            ("last_layer", policy.last_layer, _last_layers),
-            ("first_layer", policy.first_layer, _first_layers),
-        ):
-            if wanted != AS_CONFIGURED:
-                found.update(dict.fromkeys(finder(nodes, weighted), End(name, wanted == "weight_only")))
+        for name, (wanted, finder) in asked.items():
+            found.update(dict.fromkeys(finder(nodes, weighted), End(name, wanted == "weight_only")))
         readers = frozenset() if policy.quantizes_inputs else frozenset(_readers(nodes))
         makers = frozenset() if policy.quantizes_outputs else frozenset(_makers(graph_module.graph.output_node()))
         return Boundaries(found, readers, makers)

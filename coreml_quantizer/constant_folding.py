@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from coreml_quantizer.garbage import without_collection
 from coreml_quantizer.values import evaluate, find_constants, find_feeding, find_written_values
 
 _LARGEST = 2**20
@@ -20,7 +19,6 @@ _LARGEST = 2**20
 _PREFIX = "_folded_constant"
 
 
-@without_collection
 def fold_constants(graph_module: GraphModule, keep: Container[Node] = ()) -> None:
     """Stores the results of computations on constants as buffers, in place.
 

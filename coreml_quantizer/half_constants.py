@@ -13,7 +13,6 @@ from operator import attrgetter
 import torch
 from torch.fx import GraphModule, Node
 
-from coreml_quantizer.garbage import without_collection
 from coreml_quantizer.half import rounded_to_half
 from coreml_quantizer.half_divisors import multiply_by_reciprocals
 from coreml_quantizer.half_scalars import round_scalars_to_half
@@ -25,7 +24,6 @@ _BIAS_POSITION = 2
 flushes to zero (below 2**-25) is negligible there however small the whole bias is."""
 
 
-@without_collection
 def round_constants_to_half(
     graph_module: GraphModule, quantized_weights: Iterable[tuple[Node, Node]], rules: RuleTable
 ) -> None:

@@ -11,14 +11,12 @@ from typing import Any
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from coreml_quantizer.garbage import without_collection
 from coreml_quantizer.sharing import Place
 
 _PREFIX = "activation_post_process_"
 """torchao's own prefix: its convert step and users' scripts look for it."""
 
 
-@without_collection
 def insert_observers(graph_module: GraphModule, observers: Mapping[Place, Any], sources: Container[Place]) -> None:
     """Inserts an observer behind each node, or on each edge, that is annotated; one call node per observed value.
 

@@ -13,6 +13,7 @@ from coreml_quantizer.calibration.wrapping import wrap_for_calibration
 from coreml_quantizer.config import read_config
 from coreml_quantizer.errors import QuantizerError
 from coreml_quantizer.estimators import RangeObserver
+from coreml_quantizer.garbage import postpone_collection
 from coreml_quantizer.inlining import inline_contexts
 from coreml_quantizer.lifecycle import refuse_prepared, refuse_quantized
 from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
@@ -20,6 +21,7 @@ from coreml_quantizer.qat.hiding import HiddenBatchNorm, hide, reveal
 from coreml_quantizer.qat.trainee import Trainee
 from coreml_quantizer.qat.wrapping import wrap_for_training
 from coreml_quantizer.reporting import Report, make_report
+from coreml_quantizer.retention import release_earlier_models
 from coreml_quantizer.rules import rules
 from coreml_quantizer.shared_folding import refuse_wrong_folding
 from coreml_quantizer.sharing import Place
@@ -70,6 +72,8 @@ class CoreMLQuantizer(Quantizer):
         Raises:
             QuantizerError: `model` is prepared or quantized already, or torchao has folded batch norms wrongly.
         """
+        release_earlier_models()
+        postpone_collection(len(model.graph.nodes))
         refuse_prepared(model)
         refuse_quantized(model)
         refuse_wrong_folding(model)

@@ -1,8 +1,9 @@
 """The one place where specs become torchao's quantization specs."""
 
-from functools import cache
+from functools import cache, partial
 
 import torch
+from torchao.quantization.pt2e.observer import PartialWrapper
 from torchao.quantization.pt2e.quantizer import (
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
@@ -30,11 +31,18 @@ def to_torchao(spec: TensorSpec | FixedSpec) -> QuantizationSpecBase:
     observer, arguments = _observer_of(spec)
     return QuantizationSpec(
         dtype=storage.dtype,
-        observer_or_fake_quant_ctr=observer.with_args(spec=spec, **arguments),
+        observer_or_fake_quant_ctr=_Constructor(partial(observer, spec=spec, **arguments)),
         quant_min=storage.quant_min,
         quant_max=storage.quant_max,
         qscheme=qscheme_of(spec),
     )
+
+
+class _Constructor(PartialWrapper):
+    """A constructor of observers, of which torchao copies no part: it copies each one twice for every observer."""
+
+    def __deepcopy__(self, memo: object) -> "_Constructor":
+        return self
 
 
 def _observer_of(spec: TensorSpec) -> tuple[type[RangeObserver], dict[str, float]]:

@@ -2,6 +2,8 @@
 
 import operator
 from collections.abc import Callable, Container
+from enum import Enum
+from functools import cache
 from typing import Any
 
 import torch
@@ -71,18 +73,18 @@ def find_written_values(nodes: list[Node]) -> set[Node]:
     operator's own result is read afterwards: `relu_(conv(x))` is, `y[:, 0] = 7` is not, because it writes through a
     view of `y`. All views of such a value are returned with it. Parameters and buffers that are written always are.
     """
+    writes = {node: target for node in nodes if (target := _aliased(node, _Alias.WRITTEN)) is not None}
+    if not writes:
+        return set()
     positions = {node: index for index, node in enumerate(nodes)}
     roots: dict[Node, Node] = {}
     families: dict[Node, list[Node]] = {}
     for node in nodes:
-        viewed = _aliased(node, written=False)
+        viewed = _aliased(node, _Alias.VIEWED)
         roots[node] = roots[viewed] if viewed is not None else node
         families.setdefault(roots[node], []).append(node)
     found: set[Node] = set()
-    for node in nodes:
-        target = _aliased(node, written=True)
-        if target is None:
-            continue
+    for node, target in writes.items():
         family = families[roots[target]]
         later = any(positions[user] > positions[node] for member in family for user in member.users)
         if later or len(family) > 1 or roots[target].op != "call_function":
@@ -91,13 +93,26 @@ def find_written_values(nodes: list[Node]) -> set[Node]:
     return found
 
 
-def _aliased(node: Node, written: bool) -> Node | None:
-    """Returns the argument that the result of `node` is a view of, or (`written`) the one that `node` writes to."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.arguments or not node.args or not isinstance(node.args[0], Node):
+class _Alias(Enum):
+    """What a call does with the memory of its first argument, when its result shares it."""
+
+    VIEWED = False
+    WRITTEN = True
+
+
+def _aliased(node: Node, alias: _Alias) -> Node | None:
+    """Returns the argument that the result of `node` is a view of, or the one that `node` writes to."""
+    if node.op != "call_function" or _alias_of(node.target) is not alias:
         return None
-    alias = schema.arguments[0].alias_info
-    return node.args[0] if alias is not None and alias.is_write is written else None
+    return node.args[0] if node.args and isinstance(node.args[0], Node) else None
+
+
+@cache
+def _alias_of(target: object) -> _Alias | None:
+    # Of the schema, which is not read for every call anew: that takes longer than all else that is asked of a node.
+    schema = getattr(target, "_schema", None)
+    alias = schema.arguments[0].alias_info if schema is not None and schema.arguments else None
+    return None if alias is None else _Alias(alias.is_write)
 
 
 def written_buffers(graph_module: GraphModule) -> dict[str, torch.Tensor]:

@@ -66,8 +66,9 @@ class RangeObserver(ObserverBase):
         self._weight: tuple[Tensor, ...] = ()
         self._observes = True
         self.common: State | None = None
-        # Shared by all observers of a group, and a plain list so that torch.nn.Module does not register them twice.
-        self._members: list[RangeObserver] = [self]
+        # Those of a sharing group that observe, once it has several; a plain list, so that torch.nn.Module does not
+        # register them twice.
+        self._members: list[RangeObserver] | None = None
         self.register_buffer("min_val", torch.tensor(torch.inf))
         self.register_buffer("max_val", torch.tensor(-torch.inf))
 
@@ -108,6 +109,8 @@ class RangeObserver(ObserverBase):
             observes: Whether the tensor can hold values that no other tensor of the group holds. The output of a pool
                 or a view cannot.
         """
+        if self._members is None:
+            self._members = [self]
         twin = copy.copy(self)
         twin._buffers, twin._parameters, twin._modules = dict(self._buffers), {}, {}
         twin.reset()
@@ -134,7 +137,7 @@ class RangeObserver(ObserverBase):
             self.reset()
             if weight.numel():
                 self._observe(weight.detach())
-        ranges = [member.estimate() for member in self._members]
+        ranges = [member.estimate() for member in self._members or (self,)]
         low = torch.stack([low for low, _ in ranges]).amin(0)
         high = torch.stack([high for _, high in ranges]).amax(0)
         scale, zero_point = choose_qparams(low, high, self.storage, self.spec.scheme)
