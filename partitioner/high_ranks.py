@@ -15,11 +15,10 @@ import torch.ao.quantization.fx._decomposed  # registers the quantizations
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from partitioner.functional_forms import is_view
 from partitioner.nodes import tensor_of
 from partitioner.ranks import HIGHEST_RANK, is_high
 from partitioner.strides import follow_strides, have_same_strides
-from partitioner.writing import replace_node, write_call
+from partitioner.writing import replace_node, write_call, write_contiguous, write_viewable
 
 _ATEN = torch.ops.aten
 _VIEWS = frozenset({_ATEN.view.default, _ATEN.reshape.default})
@@ -111,8 +110,7 @@ def _rewrite(user: Node, grouped: _Grouped, dimension: int) -> set[Node]:
     groups = [math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])]
     along = [1] if user.target in _ALONG_SEVERAL else 1
     with user.graph.inserting_before(user):
-        source = grouped.source if is_view(grouped.source, groups) else _contiguous(user, grouped.source)
-        source = write_call(user, _ATEN.view.default, source, groups)
+        source = write_call(user, _ATEN.view.default, write_viewable(user, grouped.source, groups), groups)
         for rounding in grouped.roundings:
             source = write_call(rounding, rounding.target, source, *rounding.args[1:], **rounding.kwargs)
         result = write_call(user, user.target, source, along, *user.args[2:], **user.kwargs)
@@ -125,12 +123,8 @@ def _rewrite(user: Node, grouped: _Grouped, dimension: int) -> set[Node]:
             shaped = write_call(reader, _ATEN.view.default, taken, left)
             if order != sorted(order):
                 shaped = write_call(reader, _ATEN.permute.default, shaped, order)
-            shaped = _contiguous(reader, shaped)  # so that every later view of it is one
+            shaped = write_contiguous(reader, shaped)  # as most operations leave their results
         if not have_same_strides(reader.meta["val"], shaped.meta["val"]):
             moved.add(shaped)
         replace_node(reader, shaped)
     return moved
-
-
-def _contiguous(place: Node, value: Node) -> Node:
-    return write_call(place, _ATEN.clone.default, value, memory_format=torch.contiguous_format)

@@ -15,11 +15,10 @@ import torch.ao.quantization.fx._decomposed  # registers the quantizations
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from partitioner.functional_forms import is_view
 from partitioner.nodes import argument, tensor_of
 from partitioner.ranks import is_high
 from partitioner.strides import follow_strides, have_same_strides
-from partitioner.writing import replace_node, write_call
+from partitioner.writing import replace_node, write_call, write_viewable
 
 _ATEN = torch.ops.aten
 _QUANTIZED = torch.ops.quantized_decomposed
@@ -108,8 +107,5 @@ def _merged(place: Node, given: Any, merged: dict[Node, Node]) -> Any:
     if given not in merged:
         shape = tensor_of(given).shape  # type: ignore[union-attr]
         flat = [math.prod(shape[:-1]), shape[-1]]
-        source = given
-        if not is_view(given, flat):
-            source = write_call(place, _ATEN.clone.default, given, memory_format=torch.contiguous_format)
-        merged[given] = write_call(place, _ATEN.view.default, source, flat)
+        merged[given] = write_call(place, _ATEN.view.default, write_viewable(place, given, flat), flat)
     return merged[given]

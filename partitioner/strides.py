@@ -8,8 +8,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from partitioner.functional_forms import is_view
-from partitioner.writing import write_call
+from partitioner.writing import write_viewable
 
 _ATEN = torch.ops.aten
 
@@ -37,10 +36,9 @@ def follow_strides(graph: Graph, moved: set[Node]) -> None:
         follows = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
         if not follows or moved.isdisjoint(node.all_input_nodes):
             continue
-        if node.target == _ATEN.view.default and not is_view(node.args[0], node.args[1]):
+        if node.target == _ATEN.view.default:
             with graph.inserting_before(node):
-                copy = write_call(node, _ATEN.clone.default, node.args[0], memory_format=torch.contiguous_format)
-            node.update_arg(0, copy)
+                node.update_arg(0, write_viewable(node, *node.args))
         arguments, keywords = map_arg((node.args, node.kwargs), lambda value: value.meta["val"])
         value = node.target(*arguments, **keywords)
         if not have_same_strides(node.meta["val"], value):

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch.fx import Node
 from torch.fx.node import map_arg
+
+from partitioner.functional_forms import is_view
 
 
 def write_call(place: Node, target: Any, *arguments: Any, **keywords: Any) -> Node:
@@ -19,6 +22,17 @@ def write_call(place: Node, target: Any, *arguments: Any, **keywords: Any) -> No
     given = map_arg(arguments, lambda value: value.meta["val"])
     node.meta = {**place.meta, "val": target(*given, **keywords)}
     return node
+
+
+def write_contiguous(place: Node, value: Node) -> Node:
+    """Writes a copy whose elements lie in order; Core ML Tools removes it."""
+    return write_call(place, torch.ops.aten.clone.default, value, memory_format=torch.contiguous_format)
+
+
+def write_viewable(place: Node, value: Node, shape: list[Any]) -> Node:
+    """Returns `value` where `shape` is surely a view of it; else writes a copy of which it is one."""
+    is_static = all(isinstance(size, int) for size in (*value.meta["val"].shape, *shape))
+    return value if is_static and is_view(value, shape) else write_contiguous(place, value)
 
 
 def replace_node(old: Node, new: Node) -> None:

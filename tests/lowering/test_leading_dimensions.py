@@ -56,6 +56,18 @@ def test_any_chain_of_local_operations(sizes: list[int], steps: list[str]) -> No
     torch.testing.assert_close(program.module()(x), function(x), rtol=2.0**-20, atol=2.0**-20)
 
 
+def test_a_dynamic_value_behind_a_permuted_one() -> None:
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        high = F.gelu(x.reshape(1, 1, 1, 2, 2, 3).permute(0, 2, 1, 4, 3, 5)).permute(0, 2, 1, 4, 3, 5)
+        return (high.reshape(1, 2, 2, 3) + y[:, None, None]).reshape(y.shape[0] * 4, 3)
+
+    x, y = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    shapes = (None, {0: torch.export.Dim("n", min=2, max=8)})
+    program = functional(torch.export.export(Function(function), (x, y), dynamic_shapes=(shapes,)))
+    merge_leading_dimensions(program)
+    torch.testing.assert_close(program.module()(x, y), function(x, y), rtol=2.0**-20, atol=2.0**-20)
+
+
 @pytest.mark.parametrize(
     "function",
     [
