@@ -18,8 +18,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from end_to_end.pipeline import W8, W8A8, lower
-from models import ARCHITECTURES, build, signal_to_noise
+from helpers.models import ARCHITECTURES, build, signal_to_noise
+from helpers.pipeline import W8, W8A8, lower
 
 from partitioner import host
 

@@ -15,7 +15,7 @@ import torch
 
 import partitioner.host.ops  # noqa: F401  (measured is the program, not the import of the runtime)
 from partitioner import host
-from partitioner.host.protos import model_proto
+from partitioner.host.reading.protos import model_proto
 
 _RESET_PEAK = "5"
 

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import coremltools as ct
 import numpy as np
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813  (its usual name)
-from end_to_end.pipeline import W8, W8A8, lower
 from executorch.exir import to_edge_transform_and_lower
-from models import ARCHITECTURES, build
+from helpers.models import ARCHITECTURES, build
+from helpers.pipeline import W8, W8A8, lower
 from torch import Tensor, nn
 
 from partitioner import CoreMLBackend, CoreMLPartitioner, host

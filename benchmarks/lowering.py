@@ -107,8 +107,8 @@ def lowering(way: str, reached: list[float]) -> Callable[[torch.export.ExportedP
 
 
 def weight_bytes(pte: bytes) -> int:
-    from partitioner.blob import read_blob
-    from partitioner.host.pte import delegate_blobs
+    from partitioner.format.blob import read_blob
+    from partitioner.host.pte.reader import delegate_blobs
 
     files = [file for blob, _ in delegate_blobs(pte) for file in read_blob(blob).items()]
     return sum(len(content) for path, content in files if path.endswith("weight.bin"))

@@ -33,7 +33,7 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from densenet import DenseNet
+from helpers.densenet import DenseNet
 
 from coreml_quantizer import CoreMLQuantizer, fold_batch_norms
 

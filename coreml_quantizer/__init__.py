@@ -1,7 +1,6 @@
 """Quantization for ExecuTorch's Core ML backend: decides what each tensor of an exported graph becomes."""
 
 from coreml_quantizer import presets
-from coreml_quantizer.batch_norm_folding import fold_batch_norms
 from coreml_quantizer.calibration import calibrate
 from coreml_quantizer.config import (
     ActivationConfig,
@@ -20,6 +19,7 @@ from coreml_quantizer.errors import (
     RuleError,
     ScopeError,
 )
+from coreml_quantizer.graph.batch_norm_folding import fold_batch_norms
 from coreml_quantizer.linear_quantizer import LinearQuantizer
 from coreml_quantizer.quantizer import CoreMLQuantizer
 from coreml_quantizer.reporting import Report

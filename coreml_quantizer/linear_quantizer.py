@@ -10,11 +10,11 @@ from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from coreml_quantizer.errors import QuantizerError
-from coreml_quantizer.lifecycle import refuse_prepared
-from coreml_quantizer.qat.exporting import export_for_training
-from coreml_quantizer.qat.finalized import FinalizedGraphModule
-from coreml_quantizer.qat.trainable import TrainableGraphModule
-from coreml_quantizer.qat.wrapping import FINISHER
+from coreml_quantizer.process.lifecycle import refuse_prepared
+from coreml_quantizer.qat.graphs.exporting import export_for_training
+from coreml_quantizer.qat.graphs.finalized import FinalizedGraphModule
+from coreml_quantizer.qat.graphs.trainable import TrainableGraphModule
+from coreml_quantizer.qat.graphs.wrapping import FINISHER
 from coreml_quantizer.quantizer import CoreMLQuantizer
 from coreml_quantizer.reporting import Report
 

@@ -7,25 +7,26 @@ import torch
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer
 
-from coreml_quantizer import presets, training
-from coreml_quantizer.annotator import Placement, annotate
+from coreml_quantizer import presets
 from coreml_quantizer.calibration.wrapping import wrap_for_calibration
 from coreml_quantizer.config import read_config
 from coreml_quantizer.errors import QuantizerError
 from coreml_quantizer.estimators import RangeObserver
-from coreml_quantizer.garbage import postpone_collection
-from coreml_quantizer.inlining import inline_contexts
-from coreml_quantizer.lifecycle import refuse_prepared, refuse_quantized
-from coreml_quantizer.lone_batch_norm import rewrite_lone_batch_norms
-from coreml_quantizer.qat.hiding import HiddenBatchNorm, hide, reveal
-from coreml_quantizer.qat.trainee import Trainee
-from coreml_quantizer.qat.wrapping import wrap_for_training
+from coreml_quantizer.graph.inlining import inline_contexts
+from coreml_quantizer.graph.lone_batch_norm import rewrite_lone_batch_norms
+from coreml_quantizer.graph.shared_folding import refuse_wrong_folding
+from coreml_quantizer.graph.stochastic_depth import mark_stochastic_depth
+from coreml_quantizer.placement import prepare_kind
+from coreml_quantizer.placement.annotator import Placement, annotate
+from coreml_quantizer.placement.sharing import Place
+from coreml_quantizer.process.gc_pause import postpone_collection
+from coreml_quantizer.process.lifecycle import refuse_prepared, refuse_quantized
+from coreml_quantizer.process.torchao_cache import release_earlier_models
+from coreml_quantizer.qat.graphs.hiding import HiddenBatchNorm, hide, reveal
+from coreml_quantizer.qat.graphs.wrapping import wrap_for_training
+from coreml_quantizer.qat.steps.trainee import Trainee
 from coreml_quantizer.reporting import Report, make_report
-from coreml_quantizer.retention import release_earlier_models
 from coreml_quantizer.rules import rules
-from coreml_quantizer.shared_folding import refuse_wrong_folding
-from coreml_quantizer.sharing import Place
-from coreml_quantizer.stochastic_depth import mark_stochastic_depth
 
 
 class CoreMLQuantizer(Quantizer):
@@ -92,7 +93,7 @@ class CoreMLQuantizer(Quantizer):
         """
         self._placement = annotate(model, self._policy, rules)
         self._hidden = hide(model)
-        training.plant(model)
+        prepare_kind.plant(model)
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -110,7 +111,7 @@ class CoreMLQuantizer(Quantizer):
         placement, self._placement = self._placement, None
         hidden, self._hidden = self._hidden, []
         assert placement is not None, "torchao calls annotate first"
-        if training.detect(model, edge_or_node_to_obs_or_fq):
+        if prepare_kind.detect(model, edge_or_node_to_obs_or_fq):
             observers = _for_training(edge_or_node_to_obs_or_fq, frozenset(placement.weights))
             self._training = Trainee(wrap_for_training(model, observers, placement, hidden))
         else:

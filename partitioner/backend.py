@@ -12,12 +12,12 @@ from executorch.exir.backend.backend_details import BackendDetails, PreprocessRe
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
 
-from partitioner import compile_specs as specs
-from partitioner.canonical import package_files
-from partitioner.convert import ConvertedModel, convert, read_model
-from partitioner.delegate import delegate_blob
+from partitioner.conversion.convert import ConvertedModel, convert, read_model
+from partitioner.conversion.delegate import delegate_blob
+from partitioner.conversion.multifunction import can_share, lower_shared
 from partitioner.errors import ConversionError
-from partitioner.multifunction import can_share, lower_shared
+from partitioner.format.package import package_files
+from partitioner.options import compile_specs as specs
 from partitioner.stock import StockBackend
 
 

@@ -11,12 +11,12 @@ from executorch.exir import ExecutorchBackendConfig
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
 
-from partitioner.detour import lower_in_parts
 from partitioner.errors import ArgumentError, ConversionError, DeploymentTargetError
+from partitioner.lower_in_parts import lower_in_parts
+from partitioner.lower_whole import lower_whole
 from partitioner.partitioner import CoreMLPartitioner
-from partitioner.report import LoweringReport
-from partitioner.support import Rejection
-from partitioner.whole import lower_whole
+from partitioner.reporting.report import LoweringReport
+from partitioner.support.decide import Rejection
 
 
 @dataclass(frozen=True)

@@ -15,26 +15,26 @@ from executorch.exir.backend.utils import tag_constant_data, tag_mutated_buffer
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from partitioner.adaptive_pools import replace_adaptive_pools
-from partitioner.arguments import check_together, check_types
 from partitioner.backend import CoreMLBackend
-from partitioner.compile_specs import NotedSpecs, parse, with_mark, write_option
+from partitioner.conversion.trials import FAILS, failures
 from partitioner.errors import UnsupportedOpError
-from partitioner.functional import functional
-from partitioner.groups import Decisions, Groups, group
-from partitioner.high_ranks import lower_ranks
-from partitioner.leading_dimensions import merge_leading_dimensions
-from partitioner.nodes import constant_values
-from partitioner.ranks import exceeds_ranks
-from partitioner.report import LoweringReport, make_report
-from partitioner.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
-from partitioner.size_ranges import SizeRange, merged, size_ranges, unbounded_sizes
-from partitioner.skip_names import without_effect
-from partitioner.states import detach, initialized_buffers, keep_outside, spread, unfit
-from partitioner.storage_notes import storage_notes
-from partitioner.support import Rejection, decide, refusal, rejections
-from partitioner.trials import FAILS, failures
-from partitioner.unfinished import random_notes, refuse_foreign_weights, refuse_unfinished
+from partitioner.graph.nodes import constant_values
+from partitioner.graph.ranks import exceeds_ranks
+from partitioner.graph.size_ranges import SizeRange, merged, size_ranges, unbounded_sizes
+from partitioner.graph.states import detach, initialized_buffers, keep_outside, spread, unfit
+from partitioner.options.arguments import check_together, check_types
+from partitioner.options.compile_specs import NotedSpecs, parse, with_mark, write_option
+from partitioner.options.skip_names import without_effect
+from partitioner.reporting.report import LoweringReport, make_report
+from partitioner.reporting.storage_notes import storage_notes
+from partitioner.rewrites.adaptive_pools import replace_adaptive_pools
+from partitioner.rewrites.functional import functional
+from partitioner.rewrites.high_ranks import lower_ranks
+from partitioner.rewrites.leading_dimensions import merge_leading_dimensions
+from partitioner.support.decide import Rejection, decide, refusal, rejections
+from partitioner.support.groups import Decisions, Groups, group
+from partitioner.support.readiness import random_notes, refuse_foreign_weights, refuse_unfinished
+from partitioner.support.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ class CoreMLPartitioner(Partitioner):
         on_error: What becomes of an operation that Core ML Tools fails to convert. ``"raise"``: the lowering ends with
             an error that names it. ``"fallback"``: it stays outside Core ML, and the report says so; each partition is
             converted once more for that.
-        delegate_islands: Also give partitions to Core ML that `partitioner.islands` finds too small for a call.
+        delegate_islands: Also give partitions to Core ML that `partitioner.support.small_groups` finds too small for
+            a call.
 
     Attributes:
         rejections: What the last lowering kept outside Core ML, and why. `report` has that and more.

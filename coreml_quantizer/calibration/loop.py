@@ -17,7 +17,7 @@ from coreml_quantizer.calibration.batches import run_batch
 from coreml_quantizer.calibration.observing import Observers, check_finite, observers_of
 from coreml_quantizer.calibration.progress import shown
 from coreml_quantizer.errors import CalibrationError
-from coreml_quantizer.values import written_buffers
+from coreml_quantizer.graph.values import written_buffers
 
 
 def calibrate(

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from coreml_quantizer.decisions import decisions_of
 from coreml_quantizer.errors import CalibrationError, QuantizerError
 from coreml_quantizer.estimators import RangeObserver
-from coreml_quantizer.scope import module_stack
+from coreml_quantizer.placement.decisions import decisions_of
+from coreml_quantizer.placement.scope import module_stack
 
 Observers = dict[str, RangeObserver]
 """Observers by the name under which the graph has them, in graph order."""

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from coreml_quantizer import training
-from coreml_quantizer.annotator import Placement
 from coreml_quantizer.calibration.observing import name_modules
-from coreml_quantizer.constant_folding import fold_constants
 from coreml_quantizer.estimators import RangeObserver
-from coreml_quantizer.half_constants import round_constants_to_half
-from coreml_quantizer.insertion import insert_observers
+from coreml_quantizer.graph.constant_folding import fold_constants
+from coreml_quantizer.graph.values import evaluate
+from coreml_quantizer.half.constants import round_constants_to_half
+from coreml_quantizer.placement import prepare_kind
+from coreml_quantizer.placement.annotator import Placement
+from coreml_quantizer.placement.insertion import insert_observers
+from coreml_quantizer.placement.sharing import Place
 from coreml_quantizer.rules import rules
-from coreml_quantizer.sharing import Place
-from coreml_quantizer.values import evaluate
 
 
 def wrap_for_calibration(graph_module: GraphModule, observers: Mapping[Place, nn.Module], placement: Placement) -> None:
@@ -28,8 +28,8 @@ def wrap_for_calibration(graph_module: GraphModule, observers: Mapping[Place, nn
     Raises:
         QuantizerError: The model was exported in training mode.
     """
-    training.refuse_training_mode(graph_module)
-    training.warn_of_settings(observers.values())
+    prepare_kind.refuse_training_mode(graph_module)
+    prepare_kind.warn_of_settings(observers.values())
     fold_constants(graph_module, keep={constant for constant, _ in placement.weights})
     round_constants_to_half(graph_module, placement.weights, rules)
     _watch_weights(graph_module, observers, placement.weights)

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 
-from coreml_quantizer.config.fields import FIELDS
 from coreml_quantizer.config.layers import ActivationConfig, EstimatorConfig, LayerConfig, WeightConfig
-from coreml_quantizer.config.linear import read_linear_quantizer_config
+from coreml_quantizer.config.linear_checks import FIELDS
 from coreml_quantizer.config.policy import QuantizationPolicy
 from coreml_quantizer.config.quantizer import QuantizerConfig, Skip
-from coreml_quantizer.config.reading import read_quantizer_config
+from coreml_quantizer.config.read_linear import read_linear_quantizer_config
+from coreml_quantizer.config.read_quantizer import read_quantizer_config
 from coreml_quantizer.errors import near_matches
 
 __all__ = [

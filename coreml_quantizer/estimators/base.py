@@ -11,8 +11,8 @@ from torchao.quantization.pt2e.observer import ObserverBase
 
 from coreml_quantizer.errors import CalibrationError
 from coreml_quantizer.estimators.arguments import Argument
-from coreml_quantizer.lifecycle import refuse_export
-from coreml_quantizer.qparams import choose_qparams
+from coreml_quantizer.estimators.qparams import choose_qparams
+from coreml_quantizer.process.lifecycle import refuse_export
 from coreml_quantizer.specs import IntegerStorage, PerChannel, Scheme, TensorSpec
 
 State = dict[str, Tensor]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from coreml_quantizer.estimators.arguments import Argument
 from coreml_quantizer.estimators.base import RangeObserver, State, channels_first, extremes
-from coreml_quantizer.qparams import choose_qparams
+from coreml_quantizer.estimators.qparams import choose_qparams
 from coreml_quantizer.specs import TensorSpec
 
 _MOST_VALUES = 2**16

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from coreml_quantizer.specs import Milestones
 
+Mode = bool | None
+"""Whether the model trains; None until somebody says so."""
+
 
 class Scheduled(nn.Module):
     """A module that `quantizer.step()` moves through its milestones.

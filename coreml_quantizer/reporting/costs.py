@@ -8,8 +8,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from coreml_quantizer.calibration.observing import find_observers
-from coreml_quantizer.decisions import Decision
 from coreml_quantizer.errors import QuantizerError
+from coreml_quantizer.placement.decisions import Decision
 from coreml_quantizer.reporting.macs import multiply_adds
 from coreml_quantizer.specs import PerBlock, PerChannelGroup
 from coreml_quantizer.weights import BlockObserver, PaletteObserver

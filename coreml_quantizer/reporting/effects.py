@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from coreml_quantizer.boundaries import AS_CONFIGURED
 from coreml_quantizer.config.policy import QuantizationPolicy, Scopes
-from coreml_quantizer.decisions import Decision
+from coreml_quantizer.placement.boundaries import AS_CONFIGURED
+from coreml_quantizer.placement.decisions import Decision
 from coreml_quantizer.rules import Treatment, rules
 from coreml_quantizer.specs import OpSpec
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch.fx import GraphModule
 
 from coreml_quantizer.config.policy import QuantizationPolicy
-from coreml_quantizer.decisions import Decision, decisions_of
 from coreml_quantizer.errors import QuantizerError
+from coreml_quantizer.placement.decisions import Decision, decisions_of
 from coreml_quantizer.reporting.costs import Costs, measure
 from coreml_quantizer.reporting.effects import without_effect
 from coreml_quantizer.reporting.tables import render

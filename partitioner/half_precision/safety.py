@@ -13,9 +13,9 @@ from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
 
+from partitioner.graph.nodes import source_line
 from partitioner.half_precision.magnitudes import Magnitudes, calibrated, magnitudes
 from partitioner.half_precision.masks import CLAMPED, LARGEST_HALF, clamp, masking_constants
-from partitioner.nodes import source_line
 
 HALF_SAFETY = "partitioner::HalfSafety"
 _CAST = "common::add_fp16_cast"

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from partitioner.host.errors import PolicyError as PolicyError
     from partitioner.host.errors import ProgramFormatError as ProgramFormatError
     from partitioner.host.errors import UnsupportedMilOpError as UnsupportedMilOpError
+    from partitioner.host.execution.policy import Policy as Policy
+    from partitioner.host.execution.policy import policies as policies
+    from partitioner.host.execution.tracing import OpTrace as OpTrace
+    from partitioner.host.executorch.runtime import enable as enable
+    from partitioner.host.executorch.runtime import run as run
     from partitioner.host.loading import Program as Program
     from partitioner.host.loading import load as load
+    from partitioner.host.mil.model import Opset as Opset
     from partitioner.host.patching import patch_coremltools as patch_coremltools
-    from partitioner.host.policy import Policy as Policy
-    from partitioner.host.policy import policies as policies
-    from partitioner.host.program import Opset as Opset
-    from partitioner.host.runtime import enable as enable
-    from partitioner.host.runtime import run as run
-    from partitioner.host.tracing import OpTrace as OpTrace
 
 _SOURCES = {
     "Spread": "comparison",
@@ -41,13 +41,13 @@ _SOURCES = {
     "Program": "loading",
     "load": "loading",
     "patch_coremltools": "patching",
-    "Policy": "policy",
-    "policies": "policy",
-    "Opset": "program",
+    "Policy": "execution.policy",
+    "policies": "execution.policy",
+    "Opset": "mil.model",
     "register_op": "custom_ops",
-    "enable": "runtime",
-    "run": "runtime",
-    "OpTrace": "tracing",
+    "enable": "executorch.runtime",
+    "run": "executorch.runtime",
+    "OpTrace": "execution.tracing",
 }
 
 __all__ = [

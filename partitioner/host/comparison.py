@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from partitioner.host.errors import InputError
+from partitioner.host.execution.policy import FLOAT32, SEQUENTIAL16, STORAGE16, Policy, get_policy
 from partitioner.host.loading import Program, load
-from partitioner.host.opening import Source
-from partitioner.host.policy import FLOAT32, SEQUENTIAL16, STORAGE16, Policy, get_policy
+from partitioner.host.reading.open import Source
 
 _DEFAULT = (FLOAT32, STORAGE16, SEQUENTIAL16)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 
-from partitioner.host.program import Opset
+from partitioner.host.mil.model import Opset
 from partitioner.host.registry import OPS, Function
 from partitioner.host.registry import register_op as define
 

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias, overload
 import torch
 
 import partitioner.host.ops  # noqa: F401  (registers the operations)
-from partitioner.host.boundary import (
+from partitioner.host.errors import InputError
+from partitioner.host.execution.boundary import (
     check_count,
     check_data,
     check_names,
@@ -20,17 +21,16 @@ from partitioner.host.boundary import (
     to_numpy,
     to_program,
 )
-from partitioner.host.errors import InputError
-from partitioner.host.executor import Observer, run_plan
-from partitioner.host.given import naming
-from partitioner.host.images import from_image
-from partitioner.host.opening import Source, open_program
-from partitioner.host.plan import Plan
-from partitioner.host.planner import check_supported, make_plan
-from partitioner.host.policy import STORAGE16, Policy, get_policy
-from partitioner.host.program import Feature, Function, MilProgram
+from partitioner.host.execution.executor import Observer, run_plan
+from partitioner.host.execution.images import from_image
+from partitioner.host.execution.plan import Plan
+from partitioner.host.execution.planner import check_supported, make_plan
+from partitioner.host.execution.policy import STORAGE16, Policy, get_policy
+from partitioner.host.execution.tracing import OpTrace, TraceRecorder
+from partitioner.host.mil.model import Feature, Function, MilProgram
+from partitioner.host.reading.open import Source, open_program
+from partitioner.host.reading.source import naming
 from partitioner.host.registry import State
-from partitioner.host.tracing import OpTrace, TraceRecorder
 
 States: TypeAlias = dict[str, State]
 

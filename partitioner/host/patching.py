@@ -8,11 +8,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from partitioner.host.boundary import to_program
 from partitioner.host.errors import ExecutionError, InputError
+from partitioner.host.execution.boundary import to_program
+from partitioner.host.execution.policy import STORAGE16, Policy, get_policy
 from partitioner.host.loading import Program, load
-from partitioner.host.policy import STORAGE16, Policy, get_policy
-from partitioner.host.program import Feature, Function
+from partitioner.host.mil.model import Feature, Function
 
 # How Core ML begins to say it, for tests that look for that.
 _FAILED = "Unable to compute the prediction using ML Program"

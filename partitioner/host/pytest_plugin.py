@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from partitioner.host.execution.policy import FLOAT32, get_policy
 from partitioner.host.patching import patch_coremltools
-from partitioner.host.policy import FLOAT32, get_policy
 
 _MACOS_VERSION = (26, 0)
 

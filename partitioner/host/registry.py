@@ -27,8 +27,8 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 
-from partitioner.host.program import Opset
-from partitioner.host.value_types import ValueType
+from partitioner.host.mil.model import Opset
+from partitioner.host.mil.types import ValueType
 
 
 @dataclass

@@ -12,8 +12,8 @@ from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwin
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 
+from partitioner.limits import HIGHEST_RANK
 from partitioner.lowerings.registry import get_converter, set_converter
-from partitioner.ranks import HIGHEST_RANK
 
 _EPS = 1e-5
 _of_images = get_converter("group_norm")

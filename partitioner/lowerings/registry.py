@@ -9,6 +9,8 @@ import torch
 from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 from coremltools.converters.mil.frontend.torch.utils import TorchFrontend
 
+import partitioner.stock  # registers ExecuTorch's converters, which ours replace  # noqa: F401
+
 Converter = Callable[[Any, Any], None]
 
 # Namespaces that Core ML Tools leaves out of the names of converters.

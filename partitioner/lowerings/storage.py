@@ -13,7 +13,7 @@ from coremltools.converters.mil.mil.block import is_current_opset_version_compat
 from coremltools.optimize._utils import pack_elements_into_bits
 from numpy.typing import NDArray
 
-from partitioner.lookup_tables import stored_bits
+from partitioner.limits import stored_bits
 
 Array = NDArray[Any]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import coremltools as ct
 import torch
 from executorch.exir import to_edge_transform_and_lower
-from models import settle
+from helpers.models import settle
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 

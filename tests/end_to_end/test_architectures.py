@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from models import build, signal_to_noise
+from helpers.models import build, signal_to_noise
+from helpers.pipeline import W8, W8A8, lower
 from torch import Tensor
 
 from partitioner import host
-
-from .pipeline import W8, W8A8, lower
 
 FLOAT32 = 50.0
 """Decibels under `float32`: program and graph hold the same constants, so only the float16 outputs differ (74 dB)."""

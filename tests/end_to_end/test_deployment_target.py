@@ -9,9 +9,10 @@ from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from coreml_quantizer import CoreMLQuantizer, presets
-from coreml_quantizer.decisions import ENTRY_KEY
-from partitioner import CoreMLBackend, CoreMLPartitioner, lower, requirements
+from coreml_quantizer.placement.decisions import ENTRY_KEY
+from partitioner import CoreMLBackend, CoreMLPartitioner, lower
 from partitioner.errors import DeploymentTargetError
+from partitioner.support import requirements
 
 X = (torch.linspace(-1, 1, 64).reshape(2, 32),)
 

@@ -4,7 +4,7 @@ import coremltools as ct
 import pytest
 import torch
 from executorch.runtime import Runtime
-from models import signal_to_noise
+from helpers.models import signal_to_noise
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from coreml_quantizer import CoreMLQuantizer, calibrate

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import signal_to_noise
+from helpers.models import signal_to_noise
 
 from partitioner import host
 

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from models import FirstOutput, signal_to_noise
+from helpers.models import FirstOutput, signal_to_noise
+from helpers.pipeline import lower
+from helpers.trained import Trained, mobilevit
 from torch import nn
-from trained import Trained, mobilevit
 
 from coreml_quantizer import presets
 from partitioner import host
-
-from .pipeline import lower
 
 FLOAT32 = 50.0
 STORAGE16 = 30.0

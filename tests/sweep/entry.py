@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from models import settle
+from helpers.models import settle
 from torch import Tensor, nn
 
 Inputs = Callable[[], dict[str, Tensor]]

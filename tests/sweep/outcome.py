@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from executorch.exir import to_edge_transform_and_lower
-from models import signal_to_noise
+from helpers.models import signal_to_noise
 from sweep.entry import Entry, build
 from torch import Tensor
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e

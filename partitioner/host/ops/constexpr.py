@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from partitioner.host.dtypes import BY_NAME
-from partitioner.host.packing import unpack_bits
-from partitioner.host.program import Opset
+from partitioner.host.mil.dtypes import BY_NAME
+from partitioner.host.mil.model import Opset
+from partitioner.host.reading.packing import unpack_bits
 from partitioner.host.registry import Ints, Tensors, register_op
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from partitioner.host.mil.model import Opset
 from partitioner.host.ops.image_resizing import grid_points
-from partitioner.host.program import Opset
 from partitioner.host.registry import Ints, register_op
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from partitioner.host.program import Opset
+from partitioner.host.mil.model import Opset
 from partitioner.host.registry import Ints, register_op
 
 _Grid = Callable[[float, int], torch.Tensor]

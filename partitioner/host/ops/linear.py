@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from partitioner.host.program import Opset
+from partitioner.host.mil.model import Opset
 from partitioner.host.registry import Tensors, register_op
 
 

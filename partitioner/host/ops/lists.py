@@ -4,7 +4,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from partitioner.host.dtypes import BY_NAME, INT32
+from partitioner.host.mil.dtypes import BY_NAME, INT32
 from partitioner.host.registry import Tensors, register_op
 
 TensorList: TypeAlias = "list[torch.Tensor | None]"

@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from partitioner.host.dtypes import INT32
-from partitioner.host.program import Opset
+from partitioner.host.mil.dtypes import INT32
+from partitioner.host.mil.model import Opset
 from partitioner.host.registry import Tensors, register_op
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from partitioner.host.dtypes import BY_NAME
-from partitioner.host.program import Opset
+from partitioner.host.mil.dtypes import BY_NAME
+from partitioner.host.mil.model import Opset
 from partitioner.host.registry import register_op
 
 

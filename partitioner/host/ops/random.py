@@ -2,8 +2,8 @@
 
 import torch
 
+from partitioner.host.mil.types import TensorType
 from partitioner.host.registry import Ints, Outputs, register_op
-from partitioner.host.value_types import TensorType
 
 
 @register_op("random_bernoulli", pure=False)

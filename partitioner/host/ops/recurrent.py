@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.nn.functional as F
 
-from partitioner.host.program import Opset
+from partitioner.host.mil.model import Opset
 from partitioner.host.registry import Tensors, register_op
 
 _Activation = Callable[[torch.Tensor], torch.Tensor]

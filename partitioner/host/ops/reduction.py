@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from partitioner.host.dtypes import BY_NAME
+from partitioner.host.mil.dtypes import BY_NAME
 from partitioner.host.registry import Ints, register_op
 
 _Reduce = Callable[[torch.Tensor, list[int], bool], torch.Tensor]

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from partitioner.host.execution.policy import round_to_half
 from partitioner.host.ops.linear import matmul as exact_matmul
 from partitioner.host.ops.windows import dilated, resolve_pads, torch_padding
-from partitioner.host.policy import round_to_half
 from partitioner.host.registry import Ints, register_sequential
 
 

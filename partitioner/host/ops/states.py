@@ -2,7 +2,7 @@
 
 import torch
 
-from partitioner.host.program import Opset
+from partitioner.host.mil.model import Opset
 from partitioner.host.registry import State, register_op
 
 

@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 
-from partitioner.host.dtypes import BY_NAME, INT32
-from partitioner.host.program import Opset
+from partitioner.host.mil.dtypes import BY_NAME, INT32
+from partitioner.host.mil.model import Opset
+from partitioner.host.mil.types import TensorType
 from partitioner.host.registry import Ints, Outputs, Tensors, register_op
-from partitioner.host.value_types import TensorType
 
 
 @register_op("shape", exact=True)

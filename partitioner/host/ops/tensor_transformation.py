@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from partitioner.host.program import Opset
+from partitioner.host.mil.model import Opset
 from partitioner.host.registry import Ints, Tensors, register_op
 
 

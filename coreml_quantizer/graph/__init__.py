@@ -1,0 +1,1 @@
+"""Questions about fx graphs, and rewritings of them before annotation."""

@@ -1,0 +1,55 @@
+"""Turns divisions by constants into the products with float16 reciprocals that a Core ML program computes.
+
+Source: Core ML Tools pass divide_to_multiply, which runs before constants are cast to float16.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch.fx import GraphModule, Node
+
+from coreml_quantizer.graph.values import evaluate, find_constants, find_written_values, is_float
+from coreml_quantizer.half.rounding import rounded_to_half
+
+aten = torch.ops.aten
+
+_DIVISIONS: Mapping[object, torch._ops.OpOverload] = MappingProxyType(
+    {aten.div.Tensor: aten.mul.Tensor, aten.div_.Tensor: aten.mul_.Tensor}
+)
+_LARGEST = 2**20
+"""Elements of a reciprocal that is stored."""
+
+_PREFIX = "_reciprocal"
+
+
+def multiply_by_reciprocals(graph_module: GraphModule) -> None:
+    """Replaces divisions by constant tensors, such as the standard deviation of a model's inputs, in place.
+
+    A divisor with a zero, or with reciprocals that float16 cannot hold, stays.
+    """
+    nodes = list(graph_module.graph.nodes)
+    divisions = [node for node in nodes if node.target in _DIVISIONS and is_float(node)]
+    if not divisions:
+        return
+    constants = find_constants(nodes, find_written_values(nodes))
+    for index, node in enumerate(divisions):
+        dividend, divisor = node.args[:2]
+        if isinstance(divisor, Node) and divisor in constants and dividend not in constants:
+            _multiply(graph_module, node, divisor, f"{_PREFIX}_{index}")
+
+
+def _multiply(graph_module: GraphModule, node: Node, divisor: Node, name: str) -> None:
+    value = divisor.meta["val"]
+    if value.dtype is not torch.float32 or value.numel() > _LARGEST:
+        return
+    exact = evaluate(divisor, graph_module).detach().double().reciprocal().float()
+    rounded = rounded_to_half(exact)
+    if rounded is exact or not torch.isfinite(rounded).all():
+        return
+    graph_module.register_buffer(name, rounded)
+    with graph_module.graph.inserting_before(node):
+        reciprocal = graph_module.graph.get_attr(name)
+    reciprocal.meta["val"] = value
+    node.target = _DIVISIONS[node.target]
+    node.update_arg(1, reciprocal)

@@ -1,0 +1,102 @@
+"""Rounds the scalar operands of a graph to float16, as `half_constants` does its tensors."""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch.fx import Node
+from torch.fx.node import Argument
+
+from coreml_quantizer.graph.values import is_float
+
+aten = torch.ops.aten
+
+_SCALAR_ARGUMENTS: Mapping[torch._ops.OpOverloadPacket, tuple[int | str, ...]] = MappingProxyType(
+    {
+        **dict.fromkeys((aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub), (0, 1)),
+        **dict.fromkeys((aten.mul, aten.mul_), (0, 1)),
+        aten.scaled_dot_product_attention: ("scale",),
+    }
+)
+"""Operators whose scalar operands become float16 constants of the program, and where those stand."""
+
+_DIVISIONS: Mapping[torch._ops.OpOverload, torch._ops.OpOverload] = MappingProxyType(
+    {aten.div.Tensor: aten.mul.Tensor, aten.div_.Tensor: aten.mul_.Tensor}
+)
+"""Division by a scalar, and the product with its reciprocal that Core ML Tools (divide_to_multiply) makes of it."""
+
+_EPSILONS: Mapping[torch._ops.OpOverloadPacket, int] = MappingProxyType(
+    {aten.layer_norm: 4, aten.rms_norm: 3, aten.group_norm: 4, aten.batch_norm: 7, aten.instance_norm: 7}
+)
+"""Norms, and where their eps stands. Core ML Tools stores an eps below float16 as the smallest float16 number."""
+
+_SMALLEST_HALF = 2.0**-24
+
+
+def round_scalars_to_half(node: Node) -> None:
+    """Rounds the scalar operands of one call that makes a float tensor, in place.
+
+    A division by a scalar becomes the product with the reciprocal, which is what the program computes. Attention that
+    names no scale gets the usual one, for the same reason.
+    """
+    _multiply_by_reciprocal(node)
+    _name_scale(node)
+    _round_scalars(node)
+
+
+def _multiply_by_reciprocal(node: Node) -> None:
+    product = _DIVISIONS.get(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
+    divisor = node.args[1] if len(node.args) > 1 else None
+    dividend = node.args[0] if node.args else None
+    if product is None or not isinstance(dividend, Node) or not is_float(dividend):
+        return
+    if isinstance(divisor, int | float) and divisor != 0:
+        node.target = product
+        node.update_arg(1, 1.0 / divisor)
+
+
+def _name_scale(node: Node) -> None:
+    if getattr(node.target, "overloadpacket", None) is not aten.scaled_dot_product_attention:
+        return
+    query = node.args[0]
+    value = query.meta.get("val") if isinstance(query, Node) else None
+    if node.kwargs.get("scale") is None and isinstance(value, torch.Tensor) and isinstance(value.shape[-1], int):
+        node.update_kwarg("scale", 1.0 / math.sqrt(value.shape[-1]))
+
+
+def _round_scalars(node: Node) -> None:
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is None:
+        return
+    epsilon = _EPSILONS.get(packet)
+    if epsilon is not None:
+        _round_epsilon(node, epsilon)
+    for key in _SCALAR_ARGUMENTS.get(packet, ()):
+        if isinstance(key, str):
+            if isinstance(node.kwargs.get(key), float):
+                node.update_kwarg(key, _rounded_scalar(node.kwargs[key]))
+        elif len(node.args) > key and isinstance(node.args[key], float):
+            node.update_arg(key, _rounded_scalar(node.args[key]))
+
+
+def _round_epsilon(node: Node, position: int) -> None:
+    """Rounds an eps, the default one of an operator too."""
+    parameters = node.target._schema.arguments  # type: ignore[union-attr]
+    if len(parameters) <= position or parameters[position].name in node.kwargs:
+        return
+    given = (*node.args, *(parameter.default_value for parameter in parameters[len(node.args) : position + 1]))
+    epsilon = given[position]
+    if isinstance(epsilon, float):
+        node.args = (
+            *given[:position],
+            max(float(torch.tensor(epsilon).half()), _SMALLEST_HALF),
+            *given[position + 1 :],
+        )
+
+
+def _rounded_scalar(value: Argument) -> float:
+    """A float16 number, subnormal ones too, as the program will hold it; what float16 cannot hold at all stays."""
+    assert isinstance(value, float)
+    half = float(torch.tensor(value, dtype=torch.float64).half())
+    return half if half != 0 and math.isfinite(half) else value

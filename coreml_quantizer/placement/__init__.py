@@ -1,0 +1,1 @@
+"""Where quantizers stand, which of them share, and why."""

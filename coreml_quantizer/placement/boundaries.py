@@ -1,0 +1,127 @@
+"""The ends of a model: its first and last layers, and where values enter and leave it."""
+
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+
+from torch.fx import GraphModule, Node
+
+from coreml_quantizer.config.policy import QuantizationPolicy
+from coreml_quantizer.graph.values import find_constants, find_written_values
+from coreml_quantizer.placement.operands import weight_axes
+from coreml_quantizer.rules import OpRule, Treatment, rules
+
+_MOVES = frozenset({Treatment.SHARED, Treatment.SPLIT})
+_FOLLOWS = frozenset({Treatment.ACTIVATION, Treatment.BATCH_NORM})
+AS_CONFIGURED = "as_configured"
+
+
+@dataclass(frozen=True)
+class End:
+    """Why a layer is treated as one of the ends.
+
+    Attributes:
+        name: "first_layer" or "last_layer".
+        keeps_weights: Whether its weights are quantized as configured and only its activations are not.
+    """
+
+    name: str
+    keeps_weights: bool
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """Nodes that a policy treats differently for where they stand."""
+
+    ends: dict[Node, End]
+    readers: frozenset[Node]
+    makers: frozenset[Node]
+
+    @staticmethod
+    def of(policy: QuantizationPolicy, graph_module: GraphModule) -> "Boundaries":
+        """Finds what `policy` asks for, in time linear in the number of nodes; nothing when it asks for nothing."""
+        nodes = list(graph_module.graph.nodes)
+        layers = {
+            "last_layer": (policy.last_layer, _last_layers),
+            "first_layer": (policy.first_layer, _first_layers),
+        }
+        asked = {name: layer for name, layer in layers.items() if layer[0] != AS_CONFIGURED}
+        weighted = frozenset(_weighted(nodes)) if asked else frozenset()
+        found: dict[Node, End] = {}
+        for name, (wanted, finder) in asked.items():
+            found.update(dict.fromkeys(finder(nodes, weighted), End(name, wanted == "weight_only")))
+        readers = frozenset() if policy.quantizes_inputs else frozenset(_readers(nodes))
+        makers = frozenset() if policy.quantizes_outputs else frozenset(_makers(graph_module.graph.output_node()))
+        return Boundaries(found, readers, makers)
+
+    def __bool__(self) -> bool:
+        return bool(self.ends or self.readers or self.makers)
+
+    def end_of(self, node: Node) -> End | None:
+        """Returns why `node` is an end, None when it is none."""
+        return self.ends.get(node)
+
+    def reads_input(self, node: Node) -> bool:
+        """Whether `node` reads an input of the model, as it is or rearranged, or is fused into what does."""
+        return node in self.readers
+
+    def makes_output(self, node: Node) -> bool:
+        """Whether `node` makes an output of the model, or is fused into or only rearranges what does."""
+        return node in self.makers
+
+
+def _rule(node: Node) -> OpRule | None:
+    return rules.lookup(node) if node.op == "call_function" else None
+
+
+def _weighted(nodes: list[Node]) -> Iterable[Node]:
+    """Yields the calls that have weights."""
+    constants = find_constants(nodes, find_written_values(nodes))
+    for node in nodes:
+        rule = _rule(node)
+        if rule is not None and weight_axes(node, rule, constants):
+            yield node
+
+
+def _first_layers(nodes: list[Node], weighted: Container[Node]) -> Iterable[Node]:
+    return _without(nodes, weighted, lambda node: node.all_input_nodes)
+
+
+def _last_layers(nodes: list[Node], weighted: Container[Node]) -> Iterable[Node]:
+    return _without(nodes[::-1], weighted, lambda node: list(node.users))
+
+
+def _without(nodes: list[Node], weighted: Container[Node], neighbours: Callable[[Node], list[Node]]) -> Iterable[Node]:
+    """Yields layers with weights that no other such layer comes before, in the order of `nodes`."""
+    behind: set[Node] = set()
+    for node in nodes:
+        if any(other in behind for other in neighbours(node)):
+            behind.add(node)
+        elif node in weighted:
+            behind.add(node)
+            yield node
+
+
+def _readers(nodes: list[Node]) -> Iterable[Node]:
+    carried = {node for node in nodes if node.op == "placeholder"}
+    fused: set[Node] = set()
+    for node in nodes:
+        rule = _rule(node)
+        treatment = None if rule is None else rule.treatment
+        if treatment in _FOLLOWS and node.all_input_nodes[0] in fused:
+            fused.add(node)
+            yield node
+        elif any(source in carried for source in node.all_input_nodes):
+            (carried if treatment in _MOVES else fused).add(node)
+            yield node
+
+
+def _makers(output: Node) -> Iterable[Node]:
+    waiting = list(output.all_input_nodes)
+    while waiting:
+        node = waiting.pop()
+        if len(node.users) != 1:
+            continue
+        yield node
+        rule = _rule(node)
+        if rule is not None and rule.treatment in _MOVES | _FOLLOWS:
+            waiting.append(node.all_input_nodes[0])

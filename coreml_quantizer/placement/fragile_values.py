@@ -1,0 +1,140 @@
+"""Values that eight bits would ruin: divisors, and what goes into softmax, a root, a logarithm, a sine or a norm."""
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch.fx import Node
+
+from coreml_quantizer.graph.values import is_float
+
+aten = torch.ops.aten
+
+_SENSITIVE = frozenset(
+    {
+        aten.softmax, aten._softmax, aten.log_softmax, aten.rsqrt, aten.sqrt, aten.reciprocal, aten.log, aten.log2,
+        aten.log1p, aten.exp, aten.expm1, aten.exp2, aten.sin, aten.cos, aten.tan, aten.floor, aten.ceil, aten.round,
+        aten.trunc, aten.frac, aten.remainder, aten.fmod, aten.pow, aten.argmax, aten.argmin, aten.topk, aten.sort,
+        aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.erf,
+    }
+)  # fmt: skip
+"""Functions that are steep, periodic, or decide by the smallest difference."""
+
+_NORMS = frozenset(
+    {
+        aten.layer_norm, aten.native_layer_norm, aten.rms_norm, aten.group_norm, aten.instance_norm, aten.pow,
+        aten.square, aten.var, aten.var_mean, aten.linalg_vector_norm,
+    }
+)  # fmt: skip
+"""Norms, and what models begin one with that they write themselves."""
+
+_MOVING = frozenset(
+    {
+        aten.view, aten.reshape, aten.flatten, aten.transpose, aten.permute, aten.contiguous, aten.dropout, aten.to,
+        aten._to_copy, aten.unsqueeze, aten.squeeze, aten.clone,
+    }
+)  # fmt: skip
+"""Operators through which a norm reads a sum."""
+
+_PASSING = frozenset(
+    {
+        aten.view, aten.reshape, aten.flatten, aten.expand, aten.unsqueeze, aten.squeeze, aten.transpose, aten.permute,
+        aten.slice, aten.select, aten.contiguous, aten.clone, aten.dropout, aten.to, aten._to_copy, aten.type_as,
+        aten.maximum, aten.minimum, aten.clamp, aten.clamp_min, aten.neg, aten.abs, aten.add, aten.sub, aten.mul,
+        aten.div, aten.masked_fill, aten.where, aten.split, aten.chunk, aten.unbind,
+    }
+)  # fmt: skip
+"""Operators through which a value reaches such a function."""
+
+
+_POLES: Mapping[object, int] = MappingProxyType(
+    {
+        aten.div: 1,
+        **dict.fromkeys((aten.reciprocal, aten.rsqrt, aten.log, aten.log2, aten.log10), 0),
+    }
+)
+"""Functions that are infinite at zero, and which of their operands makes them so."""
+
+_KEEPING_SMALL = frozenset(
+    {
+        aten.neg, aten.abs, aten.add, aten.clamp, aten.clamp_min, aten.maximum, aten.relu, aten.hardtanh, aten.sqrt,
+        aten.batch_norm, operator.getitem,
+    }
+)  # fmt: skip
+"""Operators that change small values little."""
+
+
+def find_near_poles(nodes: Iterable[Node], moves: Callable[[Node], bool]) -> frozenset[Node]:
+    """Returns the values that something is divided by, or whose logarithm or inverse root is taken.
+
+    Eight bits hold nothing between zero and their step: what is small becomes zero, and the result infinite, or not a
+    number. It does so even behind an epsilon, which float16 cannot add to anything.
+
+    Args:
+        nodes: Of a graph.
+        moves: Whether an operator hands on the values that it reads.
+    """
+    found: set[Node] = set()
+    for node in nodes:
+        position = _POLES.get(_packet(node)) if node.op == "call_function" else None
+        stack = [node.args[position]] if position is not None and len(node.args) > position else []
+        while stack:
+            value = stack.pop()
+            if not isinstance(value, Node) or value in found:
+                continue
+            found.add(value)
+            if _packet(value) in _KEEPING_SMALL or moves(value):
+                stack.extend(value.all_input_nodes)
+    return frozenset(found)
+
+
+class Sensitivity:
+    """Answers whether everything made of a value ends in a sensitive function; each node is looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Node, bool] = {}
+
+    def feeds(self, node: Node) -> bool:
+        """Whether every user of `node` is a sensitive function, directly or through passing operators."""
+        stack = [node]
+        while stack:
+            current = stack[-1]
+            unknown = [user for user in current.users if _passes(user) and user not in self._known]
+            if current not in self._known and unknown:
+                stack.extend(unknown)
+                continue
+            self._known[current] = bool(current.users) and all(
+                _is_sensitive(user) or (_passes(user) and self._known[user]) for user in current.users
+            )
+            stack.pop()
+        return self._known[node]
+
+
+def read_by_norm(node: Node) -> bool:
+    """Whether a norm reads the values of `node`.
+
+    A norm stretches what a few large values leave of the others: rounding the sums of a transformer before its norms
+    is where eight bits cost most (MiniLM, W8A8: mean cosine 0.87 with, 0.95 without).
+    """
+    stack = list(node.users)
+    while stack:
+        user = stack.pop()
+        if _packet(user) in _NORMS:
+            return True
+        if _packet(user) in _MOVING:
+            stack.extend(user.users)
+    return False
+
+
+def _packet(node: Node) -> object:
+    return getattr(node.target, "overloadpacket", node.target)
+
+
+def _is_sensitive(node: Node) -> bool:
+    casts_to_index = _packet(node) in (aten.to, aten._to_copy) and not is_float(node)
+    return _packet(node) in _SENSITIVE or casts_to_index
+
+
+def _passes(node: Node) -> bool:
+    return (_packet(node) in _PASSING or node.target is operator.getitem) and not _is_sensitive(node)

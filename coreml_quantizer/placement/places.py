@@ -1,0 +1,116 @@
+"""The quantizers of one graph: where each sits, what it is, and which share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpecBase, SharedQuantizationSpec
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from coreml_quantizer.placement.sharing import Place, SharingGroups
+from coreml_quantizer.placement.torchao_specs import to_torchao
+from coreml_quantizer.rules import OutputRange
+from coreml_quantizer.specs import FixedSpec, TensorSpec
+
+
+@dataclass
+class Places:
+    """Quantizers placed so far.
+
+    Attributes:
+        groups: Which places share.
+        ranges: What is known of values before anything is observed.
+        inputs: For each consumer, the places on its edges by their producers.
+        outputs: Nodes whose output is quantized.
+        weights: Edges (constant, consumer) on which a constant is quantized as a weight.
+        sources: Places where values arise that the other places of their group do not hold.
+    """
+
+    groups: SharingGroups
+    ranges: dict[Node, OutputRange | FixedSpec] = field(default_factory=dict)
+    inputs: dict[Node, dict[Node, Place]] = field(default_factory=dict)
+    outputs: set[Node] = field(default_factory=set)
+    weights: list[tuple[Node, Node]] = field(default_factory=list)
+    sources: set[Place] = field(default_factory=set)
+    _float_edges: dict[tuple[Node, TensorSpec | FixedSpec], Place] = field(default_factory=dict)
+
+    def __contains__(self, node: Node) -> bool:
+        """Whether the output of `node` is quantized, or consists of quantized parts."""
+        return node in self.groups
+
+    def weight(self, constant: Node, node: Node, spec: TensorSpec) -> None:
+        """Quantizes a constant that `node` reads as its weight; equal specs of one constant are one quantizer."""
+        edge = (constant, node)
+        self._on_edge(constant, node, spec)
+        self.weights.append(edge)
+
+    def edge(self, source: Node, node: Node, spec: TensorSpec) -> None:
+        """Quantizes what `node` reads from `source`: with the parameters `source` has, or new ones on the edge."""
+        if source in self.groups:
+            self.share_edge(source, node, source)
+            return
+        specialized = self.specialize(spec, source)
+        if self._on_edge(source, node, specialized):
+            self.sources.add((source, node))
+
+    def overrules(self, source: Node, spec: TensorSpec) -> bool:
+        """Whether the output of `source` is quantized in another way than `spec` asks for, apart from its scheme."""
+        given = self.groups.spec(source) if source in self.groups else None
+        return isinstance(given, TensorSpec) and given.affine() != spec.affine()
+
+    def share_edge(self, source: Node, node: Node, group: Place) -> None:
+        """Quantizes what `node` reads from `source` with the parameters of `group`."""
+        edge = (source, node)
+        self.groups.share(edge, group)
+        self.inputs.setdefault(node, {})[source] = edge
+
+    def output(self, node: Node, spec: TensorSpec) -> None:
+        """Gives the output of `node` parameters of its own."""
+        self.groups.define(node, self.specialize(spec, node))
+        self.sources.add(node)
+        self.outputs.add(node)
+
+    def share_output(self, node: Node, group: Place, quantizes: bool = True) -> None:
+        """Gives the output of `node` the parameters of `group`; a list of tensors only carries them."""
+        self.groups.share(node, group)
+        if quantizes:
+            self.outputs.add(node)
+
+    def specialize(self, spec: TensorSpec, node: Node) -> TensorSpec | FixedSpec:
+        """Fixed ranges are fixed; non-negative values take the affine scheme, so that no half of the range is lost."""
+        known = self.ranges.get(node, OutputRange.ANY)
+        if isinstance(known, FixedSpec):
+            return known
+        return spec.affine() if known is OutputRange.NON_NEGATIVE else spec
+
+    def spec(self, source: Node, node: Node) -> TensorSpec | FixedSpec:
+        """Returns the spec under which `node` reads `source`."""
+        return self.groups.spec(self.inputs[node][source])
+
+    def annotate(self, nodes: Sequence[Node]) -> None:
+        """Writes torchao annotations on `nodes`, sharing explicit, so that torchao infers none."""
+        for node in nodes:
+            if node in self.inputs or node in self.outputs:
+                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+                    input_qspec_map={
+                        source: self._torchao_spec(place) for source, place in self.inputs.get(node, {}).items()
+                    },
+                    output_qspec=self._torchao_spec(node) if node in self.outputs else None,
+                    allow_implicit_sharing=False,
+                    _annotated=True,
+                )
+
+    def _on_edge(self, source: Node, node: Node, spec: TensorSpec | FixedSpec) -> bool:
+        """Quantizes a value that is not quantized where it is made; returns whether that took a new quantizer."""
+        edge = (source, node)
+        first = self._float_edges.setdefault((source, spec), edge)
+        if first == edge:
+            self.groups.define(edge, spec)
+        else:
+            self.groups.share(edge, first)
+        self.inputs.setdefault(node, {})[source] = edge
+        return first == edge
+
+    def _torchao_spec(self, place: Place) -> QuantizationSpecBase:
+        first = self.groups.first(place)
+        return to_torchao(self.groups.spec(place)) if first == place else SharedQuantizationSpec(first)

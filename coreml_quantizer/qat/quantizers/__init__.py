@@ -1,0 +1,1 @@
+"""Fake quantizers: modules that round in training as the program will."""

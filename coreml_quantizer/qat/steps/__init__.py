@@ -1,0 +1,1 @@
+"""One step of training: milestones, and agreement between processes."""

@@ -1,0 +1,1 @@
+"""From an exported program to a Core ML model, by Core ML Tools."""

@@ -1,0 +1,1 @@
+"""What a delegate holds, as bytes: the blob, and the package inside it."""

@@ -1,0 +1,100 @@
+"""Canonical mlpackages: a converted model as bytes that depend on the model alone.
+
+Core ML Tools writes the date, tool versions, random UUIDs and protobuf maps in memory order. Here the protobuf is
+serialized with sorted maps and without build notes, and every identifier is derived from the content, because the
+device caches compiled models under the identifier and would run a stale model if two contents shared one.
+"""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from partitioner.format.shared_constants import share_constants
+
+MODEL_DIRECTORY = "model.mlpackage"
+COMPILED_DIRECTORY = "model.mlmodelc"
+METADATA_FILE = "metadata.json"
+
+_AUTHOR = "com.apple.CoreML"
+_SPEC_ITEM = "model.mlmodel"
+_WEIGHTS_ITEM = "weights"
+_WEIGHT_FILE = "weights/weight.bin"
+_ITEM_DESCRIPTIONS = {_SPEC_ITEM: "CoreML Model Specification", _WEIGHTS_ITEM: "CoreML Model Weights"}
+_BUILD_NOTES = "buildInfo"
+
+
+def package_files(spec: Any, weights: bytes | None) -> dict[str, bytes]:
+    """Lays out an mlpackage.
+
+    Args:
+        spec: The ``Model`` protobuf; its build notes and repeated constants are removed in place.
+        weights: The content of the weight file, or None when every constant is inside the spec.
+
+    Returns:
+        Paths relative to the package and their contents, equal for equal models.
+    """
+    model = _canonical_spec(spec)
+    items = {_SPEC_ITEM: {f"Data/{_AUTHOR}/{_SPEC_ITEM}": model}}
+    if weights is not None:
+        items[_WEIGHTS_ITEM] = {f"Data/{_AUTHOR}/{_WEIGHT_FILE}": weights}
+    files = {path: content for item in items.values() for path, content in item.items()}
+    return {"Manifest.json": _manifest(items, _digest(files)), **files}
+
+
+def module_files(
+    model: Mapping[str, bytes], names: Mapping[str, Any], directory: str = MODEL_DIRECTORY
+) -> dict[str, bytes]:
+    """Lays out what the delegate reads: the model and its metadata.
+
+    Args:
+        model: The files of the mlpackage or of the compiled model.
+        names: What `metadata.json` says beside the identifier: ``inputNames`` and ``outputNames``, or ``methods``.
+        directory: The name under which the delegate finds the model.
+
+    Returns:
+        The files of the delegate's root directory.
+    """
+    metadata = _json({"identifier": identifier(model, names), **names})
+    return {METADATA_FILE: metadata, **{f"{directory}/{path}": content for path, content in model.items()}}
+
+
+def identifier(model: Mapping[str, bytes], names: Mapping[str, Any]) -> str:
+    """The cache key of a model on the device: a hash of everything that the model is."""
+    return "executorch_" + _digest({**model, METADATA_FILE: _json(names)}).hex()
+
+
+def _canonical_spec(spec: Any) -> bytes:
+    spec.description.metadata.ClearField("userDefined")
+    if _BUILD_NOTES in spec.mlProgram.attributes:
+        del spec.mlProgram.attributes[_BUILD_NOTES]
+    share_constants(spec)
+    return spec.SerializeToString(deterministic=True)
+
+
+def _manifest(items: Iterable[str], content: bytes) -> bytes:
+    keys = {item: str(uuid.UUID(bytes=hashlib.sha256(content + item.encode()).digest()[:16])) for item in items}
+    entries = {
+        keys[item]: {
+            "author": _AUTHOR,
+            "description": _ITEM_DESCRIPTIONS[item],
+            "name": item,
+            "path": f"{_AUTHOR}/{item}",
+        }
+        for item in items
+    }
+    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": keys[_SPEC_ITEM]}
+    return _json(manifest)
+
+
+def _digest(files: Mapping[str, bytes]) -> bytes:
+    total = hashlib.sha256()
+    for path in sorted(files):
+        total.update(f"{path}\0{len(files[path])}\0".encode())
+        total.update(files[path])
+    return total.digest()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()

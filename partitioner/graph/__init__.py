@@ -1,0 +1,1 @@
+"""Questions about fx graphs, and edits of them."""

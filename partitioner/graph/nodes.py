@@ -1,0 +1,86 @@
+"""Small questions about fx nodes, answered the same way for ATen and edge programs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+
+def op_name(node: Node) -> str:
+    """The overload's full name, ``"aten.add.Tensor"``, for ATen and edge operations alike."""
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):  # an edge operation holds the ATen one
+        target = getattr(target, "_op", target)
+    return str(target) if isinstance(target, torch._ops.OpOverload) else str(getattr(target, "__name__", target))
+
+
+def skip_names(node: Node) -> frozenset[str]:
+    """The names under which `skip_ops_for_coreml_delegation` knows an operation: its own, and what it is a part of."""
+    names = {op_name(node).lower()}
+    sources = list(node.meta.get("from_node") or ())
+    while sources:
+        source = sources.pop()
+        names.add(str(source.target).lower())
+        sources += source.from_node
+    return frozenset(names)
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument given by position or by keyword."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def tensor_of(value: Any) -> torch.Tensor | None:
+    """The example tensor of a node, or None for anything else."""
+    example = value.meta.get("val") if isinstance(value, Node) else None
+    return example if isinstance(example, torch.Tensor) else None
+
+
+def is_viewable(value: torch.Tensor, shape: Sequence[int]) -> bool:
+    """Returns whether `shape` is a view of a tensor; else a reshape is a copy, and a view of that."""
+    try:
+        torch.empty_strided(value.shape, value.stride(), device="meta").view(shape)
+    except RuntimeError:
+        return False
+    return True
+
+
+def constant_names(program: ExportedProgram) -> frozenset[str]:
+    """Names of the placeholders that hold parameters, buffers that are never written, and lifted tensors."""
+    signature = program.graph_signature
+    mutated = set(signature.buffers_to_mutate.values())
+    buffers = (name for name, buffer in signature.inputs_to_buffers.items() if buffer not in mutated)
+    return frozenset([*signature.inputs_to_parameters, *buffers, *signature.inputs_to_lifted_tensor_constants])
+
+
+def constant_values(program: ExportedProgram, taken_over: bool = True) -> frozenset[str]:
+    """Names of the values that are constants of the Core ML model, or computed from such alone.
+
+    Args:
+        program: An ATen or edge program.
+        taken_over: Whether the weights go into the model, rather than being its inputs.
+    """
+    known = set(constant_names(program) if taken_over else ())
+    for node in program.graph.nodes:
+        if node.op == "call_function" and node.all_input_nodes and all(i.name in known for i in node.all_input_nodes):
+            known.add(node.name)
+    return frozenset(known)
+
+
+def source_line(stack_trace: str | None) -> str | None:
+    """The innermost user frame of a stack trace on one line, for messages."""
+    if not stack_trace:
+        return None
+    lines = [line.strip() for line in stack_trace.strip().splitlines()]
+    frames = [index for index, line in enumerate(lines) if line.startswith("File ")]
+    if not frames:
+        return lines[-1] if lines else None
+    place, *code = lines[frames[-1] :]
+    return f"{place}: {code[0]}" if code else place
+
+
+def place(node: Node) -> str:
+    """An operation and where it is in the model, for messages."""
+    return f"{op_name(node)} ({source_line(node.meta.get('stack_trace')) or f'node {node.name!r}'})"

@@ -1,0 +1,72 @@
+"""Values of more dimensions than Core ML has.
+
+Only one use of them converts: a reshape to a high rank, a permutation, and a reshape back, as attention in windows has
+it. Core ML Tools rewrites that as a chain of low rank; quantizations in between move in front of it.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch.fx import Node
+
+from partitioner.graph.nodes import op_name, tensor_of
+from partitioner.limits import HIGHEST_RANK
+
+_RESHAPES = frozenset({"aten.view.default", "aten.view_copy.default", "aten.reshape.default"})
+_BETWEEN = frozenset(
+    {
+        "aten.permute.default",
+        "aten.permute_copy.default",
+        "aten.transpose.int",
+        "aten.transpose_copy.int",
+        "aten.clone.default",
+        "dim_order_ops._clone_dim_order.default",
+        "quantized_decomposed.quantize_per_tensor.default",
+        "quantized_decomposed.dequantize_per_tensor.default",
+    }
+)
+
+
+def is_high(value: Node) -> bool:
+    """Whether a value has more dimensions than Core ML."""
+    tensor = tensor_of(value)
+    return tensor is not None and tensor.dim() > HIGHEST_RANK
+
+
+def exceeds_ranks(node: Node, constants: frozenset[str]) -> bool:
+    """Whether an operation takes or makes a value of too many dimensions and cannot be one of the uses that convert.
+
+    Args:
+        node: A ``call_function`` node.
+        constants: Names of constant values, which are folded, whatever their rank.
+    """
+    return op_name(node) not in _RESHAPES | _BETWEEN and any(_high_values(node, constants))
+
+
+def _high_values(node: Node, constants: frozenset[str]) -> list[Node]:
+    return [value for value in (node, *node.all_input_nodes) if is_high(value) and value.name not in constants]
+
+
+def rank_refusal(node: Node, decisions: Mapping[Node, str | None], constants: frozenset[str]) -> str | None:
+    """The reason to refuse an operation for the rank of its input or result, or None.
+
+    Args:
+        node: A ``call_function`` node.
+        decisions: Every ``call_function`` node -> the reason why Core ML does not take it, or None.
+        constants: Names of constant values, which are folded, whatever their rank.
+    """
+    for value in _high_values(node, constants):
+        rank = tensor_of(value).dim()  # type: ignore[union-attr]
+        if exceeds_ranks(node, constants) or not _is_static(value):
+            return f"it needs a tensor of rank {rank}; Core ML has ranks up to {HIGHEST_RANK}"
+        if decisions.get(value, "outside") is not None:
+            return f"it shares {value.name!r}, of rank {rank}, with what is outside Core ML, which has no such rank"
+        outside = [user.name for user in value.users if decisions.get(user, "outside") is not None]
+        if outside:
+            return f"{value.name!r}, of rank {rank}, is needed outside Core ML, which has no such rank"
+    return None
+
+
+def _is_static(value: Node) -> bool:
+    tensor = tensor_of(value)
+    return tensor is not None and not any(isinstance(size, torch.SymInt) for size in tensor.shape)

@@ -1,0 +1,1 @@
+"""Plans and runs programs under a precision policy."""

@@ -1,0 +1,1 @@
+"""Runs `.pte` files in ExecuTorch's own runtime, with this machine as the Core ML delegate."""

@@ -1,0 +1,1 @@
+"""ML Programs as plain typed data."""

@@ -1,0 +1,1 @@
+"""Reads and checks `.pte` files without ExecuTorch."""

@@ -1,0 +1,1 @@
+"""From what users have in hand to `partitioner.host.mil`."""

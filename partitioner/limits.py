@@ -1,0 +1,46 @@
+"""Limits of Core ML: ranks, dtypes, and sizes of lookup tables."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import coremltools as ct
+import torch
+
+HIGHEST_RANK = 5
+"""The most dimensions of a tensor."""
+
+BOUNDARY_DTYPES = frozenset(
+    {torch.bool, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64}
+)
+"""Dtypes of the tensors that a model takes and returns."""
+
+INNER_DTYPES = BOUNDARY_DTYPES | {torch.int8, torch.uint8}
+"""Dtypes of the tensors inside a model."""
+
+INDEX_BITS: Mapping[int, ct.target] = MappingProxyType(
+    {
+        1: ct.target.iOS16,
+        2: ct.target.iOS16,
+        3: ct.target.iOS18,
+        4: ct.target.iOS16,
+        6: ct.target.iOS16,
+        8: ct.target.iOS16,
+    }
+)
+"""Bits of an index into a lookup table, ascending -> the first deployment target that has them.
+
+Source: `constexpr_lut_to_dense` in coremltools.converters.mil.mil.ops.defs, of iOS16 (the size of `lut`) and of iOS18
+(the type of `indices`).
+"""
+
+
+def stored_bits(entries: int) -> int:
+    """Bits of the smallest index that reaches every entry of a table; the table is filled up to what it can reach.
+
+    Raises:
+        ValueError: No index does: a table has more than 256 entries, which torchao has no operator for either.
+    """
+    for bits in INDEX_BITS:
+        if 2**bits >= entries:
+            return bits
+    raise ValueError(f"a lookup table of {entries} entries: Core ML has at most {2 ** max(INDEX_BITS)}")

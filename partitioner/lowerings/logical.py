@@ -1,0 +1,23 @@
+"""Or and exclusive or of booleans, which PyTorch calls bitwise; Core ML has them as logical operations.
+
+`partitioner.support.decide` keeps the bits of integers outside.
+"""
+
+from typing import Any
+
+from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+
+from partitioner.lowerings.registry import Converter, set_converter
+
+
+def _of_booleans(operation: Any) -> Converter:
+    def convert(context: Any, node: Any) -> None:
+        x, y = _get_inputs(context, node, expected=2)
+        context.add(operation(x=x, y=y, name=node.name), node.name)
+
+    return convert
+
+
+set_converter("bitwise_or")(_of_booleans(mb.logical_or))
+set_converter("bitwise_xor")(_of_booleans(mb.logical_xor))

@@ -1,0 +1,33 @@
+"""Copies into another memory format, such as channels last, or another dtype.
+
+A value of a Core ML program has no memory format, so such a copy only converts the dtype. The converters of Core ML
+Tools and ExecuTorch assert that the format is contiguous. That the values which leave a partition are contiguous is
+the business of `partitioner.support.decide`. Constants of 8-bit integers, such as the indices of lookup tables, are
+converted here: below iOS17 Core ML has no cast for them.
+"""
+
+from typing import Any
+
+import numpy as np
+from coremltools.converters.mil.frontend.torch.ops import noop
+from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+
+from partitioner.lowerings.registry import get_converter, set_converter
+
+_convert_dtype = get_converter("dim_order_ops._to_dim_order_copy")
+
+
+@set_converter("dim_order_ops._clone_dim_order", "dim_order_ops::_clone_dim_order")
+def _clone(context: Any, node: Any) -> None:
+    noop(context, node)
+
+
+@set_converter("dim_order_ops._to_dim_order_copy", "dim_order_ops::_to_dim_order_copy")
+def _to(context: Any, node: Any) -> None:
+    x = context[node.inputs[0]]
+    if getattr(x, "val", None) is not None and x.val.dtype in (np.int8, np.uint8):
+        dtype = np.float32 if node.meta["val"].is_floating_point() else np.int32
+        context.add(mb.const(val=x.val.astype(dtype), name=node.name), node.name)
+        return
+    node.kwinputs = {name: value for name, value in (node.kwinputs or {}).items() if name != "dim_order"}
+    (_convert_dtype if "dtype" in node.kwinputs else noop)(context, node)

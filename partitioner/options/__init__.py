@@ -1,0 +1,1 @@
+"""What a user asks of a lowering, read and checked once."""

@@ -1,0 +1,1 @@
+"""Rewritings of a program before it is converted; results stay the same."""

@@ -1,0 +1,1 @@
+"""What Core ML takes, what it needs for that, and why the rest stays outside."""
