@@ -17,6 +17,12 @@ BOUNDARY_DTYPES = frozenset(
 INNER_DTYPES = BOUNDARY_DTYPES | {torch.int8, torch.uint8}
 """Dtypes of the tensors inside a model."""
 
+LARGEST_HALF = 65504.0
+"""The largest finite number of float16."""
+
+SMALLEST_HALF = 2.0**-24
+"""The smallest positive number of float16, a subnormal one."""
+
 INDEX_BITS: Mapping[int, ct.target] = MappingProxyType(
     {
         1: ct.target.iOS16,

@@ -16,37 +16,28 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from partitioner.backend import CoreMLBackend
-from partitioner.conversion.trials import FAILS, failures
+from partitioner.conversion.trials import failures
 from partitioner.errors import UnsupportedOpError
 from partitioner.graph.nodes import constant_values
-from partitioner.graph.ranks import exceeds_ranks
 from partitioner.graph.size_ranges import SizeRange, merged, size_ranges, unbounded_sizes
 from partitioner.graph.states import detach, initialized_buffers, keep_outside, spread, unfit
 from partitioner.options.arguments import check_together, check_types
 from partitioner.options.compile_specs import NotedSpecs, parse, with_mark, write_option
 from partitioner.options.skip_names import without_effect
+from partitioner.refusals import Kind, Refusal
 from partitioner.reporting.report import LoweringReport, make_report
 from partitioner.reporting.storage_notes import storage_notes
 from partitioner.rewrites.adaptive_pools import replace_adaptive_pools
 from partitioner.rewrites.functional import functional
 from partitioner.rewrites.high_ranks import lower_ranks
 from partitioner.rewrites.leading_dimensions import merge_leading_dimensions
-from partitioner.support.decide import Rejection, decide, refusal, rejections
+from partitioner.support.composites import kept_whole
+from partitioner.support.decide import Rejection, decide, rejections
 from partitioner.support.groups import Decisions, Groups, group
 from partitioner.support.readiness import random_notes, refuse_foreign_weights, refuse_unfinished
 from partitioner.support.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
 
 logger = logging.getLogger(__name__)
-
-# Kept whole they convert badly: triu and tril lose their edge overload, repeat_interleave becomes a slow loop.
-_ALWAYS_DECOMPOSED = frozenset(
-    {
-        torch.ops.aten.triu.default,
-        torch.ops.aten.tril.default,
-        torch.ops.aten.repeat_interleave.self_int,
-        torch.ops.aten.repeat_interleave.self_Tensor,
-    }
-)
 
 
 class CoreMLPartitioner(Partitioner):
@@ -100,6 +91,7 @@ class CoreMLPartitioner(Partitioner):
         self._size_ranges: tuple[SizeRange, ...] = ()
         self._initialized: frozenset[str] = frozenset()
         self._constants: dict[str, torch.Tensor] = {}
+        self._methods = 0
         options = parse(self.compile_specs)
         check_together(
             options,
@@ -139,6 +131,7 @@ class CoreMLPartitioner(Partitioner):
         self.rejections = ()
         self._reports = ()
         self._notes = ()
+        self._methods = 1 if finished else self._methods + 1
         self._target_for(exported_program)
         known = () if finished else self._size_ranges
         self._size_ranges = merged((*known, *size_ranges(exported_program)))
@@ -158,19 +151,20 @@ class CoreMLPartitioner(Partitioner):
         An operation of which Core ML refuses one call is decomposed everywhere: ExecuTorch decides by operation, and
         has no kernels for composite ones.
         """
-        skipped, constants = self.skipped, constant_values(ep, self.take_over_constant_data)
-        kept: dict[torch._ops.OpOverload, bool] = {}
-        for node in ep.graph.nodes:
-            target = node.target
-            if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
-                continue
-            if kept.get(target, target not in _ALWAYS_DECOMPOSED and not _is_view(target)):
-                kept[target] = refusal(node, skipped, constants) is None and not exceeds_ranks(node, constants)
+        kept = kept_whole(ep, self.skipped, constant_values(ep, self.take_over_constant_data))
         if self.on_error == "fallback" and kept:
             self._constants |= {**ep.constants, **ep.state_dict}
             decisions = decide(ep, self.skipped, self.take_over_constant_data)
-            self._group(ep, decisions)
-            failed = {node.target for node, reason in decisions.items() if (reason or "").startswith(FAILS)}
+            try:
+                self._group(ep, decisions)
+            except BaseException:
+                self._forget()
+                raise
+            failed = {
+                node.target
+                for node, reason in decisions.items()
+                if reason is not None and reason.kind is Kind.CONVERSION
+            }
             kept = {target: keep and target not in failed for target, keep in kept.items()}
         return [target for target, keep in kept.items() if keep], None
 
@@ -204,6 +198,8 @@ class CoreMLPartitioner(Partitioner):
             tag_constant_data(exported_program)
         outside = self._tag_states(exported_program)
         self.record(exported_program, decisions, len(groups), outside)
+        if len(self._reports) >= self._methods:  # the last one: nothing is converted on trial any more
+            self._forget()
         specs = self._marked_specs(self._target_for(exported_program, outside))
         spec = DelegationSpec(self.delegation_spec.backend_id, specs)
         tags = {f"tag{index}": spec for index in range(len(groups))}
@@ -218,7 +214,7 @@ class CoreMLPartitioner(Partitioner):
     def record(
         self,
         program: ExportedProgram,
-        decisions: Mapping[Node, str | None],
+        decisions: Mapping[Node, Refusal | None],
         partitions: int,
         outside: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -277,6 +273,11 @@ class CoreMLPartitioner(Partitioner):
         # What a user separates by name is not judged.
         return group(program, decisions, tried, delegate_islands=self.delegate_islands or bool(self.skipped))
 
+    def _forget(self) -> None:
+        """Lets go of the constants of the program that is being lowered."""
+        self._constants = {}
+        self._methods = 0
+
     def _target_for(self, program: ExportedProgram, outside: Collection[str] = ()) -> ct.target | None:
         refuse_dynamic_quantization(program)
         needs = find_requirements(program, self.skipped, self._states(program, outside))
@@ -289,9 +290,3 @@ class CoreMLPartitioner(Partitioner):
             reasons = ", ".join(sorted({need.feature for need in needs if need.target == lowest}))
             logger.info("deployment target %s selected, because the program has %s", lowest.name, reasons)
         return lowest
-
-
-def _is_view(target: torch._ops.OpOverload) -> bool:
-    arguments = target._schema.arguments
-    alias = arguments[0].alias_info if arguments else None
-    return alias is not None and not alias.is_write

@@ -1,6 +1,7 @@
 """The arrows between packages and folders, their size, and their public names."""
 
 import ast
+import statistics
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -137,3 +138,20 @@ def test_the_names_that_users_import() -> None:
     assert {"CoreMLQuantizer"} <= set(coreml_quantizer.__all__)
     assert {"CoreMLPartitioner", "CoreMLBackend", "host"} <= set(partitioner.__all__)
     assert {"load", "run", "enable", "Program", "policies"} <= set(host.__all__)
+
+
+MOST_LINES, MEDIAN_LINES, LONGEST_FUNCTION = 300, 100, 60
+
+
+def test_files_and_functions_stay_short() -> None:
+    lengths, long_functions = {}, []
+    for path in (path for package in PACKAGES for path in package.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        lengths[path.name] = text.count("\n")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                length = node.end_lineno - node.lineno + 1
+                long_functions += [f"{path.name}: {node.name} has {length} lines"] * (length > LONGEST_FUNCTION)
+    assert [f"{name} has {count} lines" for name, count in lengths.items() if count > MOST_LINES] == []
+    assert statistics.median(lengths.values()) <= MEDIAN_LINES
+    assert long_functions == []

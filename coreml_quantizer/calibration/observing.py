@@ -6,8 +6,8 @@ from torch.fx import GraphModule
 
 from coreml_quantizer.errors import CalibrationError, QuantizerError
 from coreml_quantizer.estimators import RangeObserver
+from coreml_quantizer.graph.nodes import module_stack
 from coreml_quantizer.placement.decisions import decisions_of
-from coreml_quantizer.placement.scope import module_stack
 
 Observers = dict[str, RangeObserver]
 """Observers by the name under which the graph has them, in graph order."""

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from coreml_quantizer.specs import IntegerStorage, Scheme
 
-_SMALLEST_HALF_SCALE = 2.0**-20
+SMALLEST_HALF_SCALE = 2.0**-20
 """Below this, neighbouring float16 numbers differ by more than 6 %: such a scale stays in float32."""
 
-_SMALLEST_SCALE = 2.0**-120
+SMALLEST_SCALE = 2.0**-120
 """Keeps the reciprocal of a scale finite in float32."""
 
 
@@ -26,7 +26,7 @@ def round_up_to_half(scale: Tensor) -> Tensor:
     half = scale.to(torch.float16)
     too_small = half.to(torch.float32) < scale
     half = torch.where(too_small, torch.nextafter(half, torch.full_like(half, torch.inf)), half)
-    representable = (scale >= _SMALLEST_HALF_SCALE) & torch.isfinite(half)
+    representable = (scale >= SMALLEST_HALF_SCALE) & torch.isfinite(half)
     return torch.where(representable, half.to(torch.float32), scale)
 
 
@@ -44,7 +44,7 @@ def choose_qparams(minimum: Tensor, maximum: Tensor, storage: IntegerStorage, sc
     scale = torch.maximum(-low, high) / (steps / 2) if scheme is Scheme.SYMMETRIC else (high - low) / steps
     # The difference of the largest float32 numbers overflows; that of their shares does not.
     scale = torch.where(torch.isinf(scale), high / steps - low / steps, scale)
-    scale = torch.where(scale > 0, scale.clamp(min=_SMALLEST_SCALE), torch.ones_like(scale))
+    scale = torch.where(scale > 0, scale.clamp(min=SMALLEST_SCALE), torch.ones_like(scale))
     scale = round_up_to_half(scale)
     if scheme is Scheme.SYMMETRIC:
         return scale, torch.full_like(scale, storage.symmetric_zero_point, dtype=torch.int64)
@@ -67,10 +67,10 @@ def choose_qparams_on_cpu(
         scale = np.maximum(-low, high) / (steps / _TWO) if scheme is Scheme.SYMMETRIC else (high - low) / steps
         if np.isinf(scale).any():
             scale = np.where(np.isinf(scale), high / steps - low / steps, scale)
-        scale = np.where(scale == _ZERO, _ONE, np.maximum(scale, np.float32(_SMALLEST_SCALE)))
+        scale = np.where(scale == _ZERO, _ONE, np.maximum(scale, np.float32(SMALLEST_SCALE)))
         half = scale.astype(np.float16)
         half = np.where(half < scale, np.nextafter(half, _INFINITE_HALF), half)
-        usable = (scale >= _SMALLEST_HALF_SCALE) & (half < _INFINITE_HALF)
+        usable = (scale >= SMALLEST_HALF_SCALE) & (half < _INFINITE_HALF)
         scale = np.where(usable, half.astype(np.float32), scale)
         if scheme is Scheme.SYMMETRIC:
             zero_point = np.full(scale.shape, storage.symmetric_zero_point, np.int64)

@@ -5,39 +5,19 @@ and it also folds a layer whose output something else reads, which then gets val
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from coreml_quantizer.graph.convolutions import LAYERS, transposed_groups
 from coreml_quantizer.graph.lone_batch_norm import is_affine, rewrite_lone_batch_norms, scale_and_shift
 from coreml_quantizer.graph.values import constant_of, find_constants, find_written_values
 from coreml_quantizer.process.gc_pause import postpone_collection
 
 aten = torch.ops.aten
-
-_NOT_TRANSPOSED = frozenset(
-    {
-        aten.conv1d.default,
-        aten.conv1d.padding,
-        aten.conv2d.default,
-        aten.conv2d.padding,
-        aten.conv3d.default,
-        aten.conv3d.padding,
-    }
-)
-_GROUPS: Mapping[Any, int] = MappingProxyType(
-    {aten.conv_transpose1d.default: 6, aten.conv_transpose2d.input: 6, aten.conv_transpose3d.input: 6}
-)
-"""Transposed convolutions, whose output channels are on axes 0, by group, and 1; and where their groups stand."""
-
-CONVOLUTIONS = _NOT_TRANSPOSED | _GROUPS.keys()
-"""All operators that are convolutions."""
-
-_ABSORBING = CONVOLUTIONS | {aten.linear.default}
 
 _WEIGHT, _BIAS, _MEAN = 1, 2, 3
 
@@ -74,7 +54,7 @@ def fold_batch_norms(graph_module: GraphModule) -> GraphModule:
 
 
 def _absorbs(layer: Node, constants: set[Node]) -> bool:
-    if len(layer.users) != 1 or layer.target not in _ABSORBING:
+    if len(layer.users) != 1 or layer.target not in LAYERS:
         return False
     # A batch norm has its channels on axis 1, a linear layer on the last.
     if layer.target is aten.linear.default and layer.meta["val"].ndim != 2:
@@ -123,11 +103,9 @@ def _example(alike: Any, value: Tensor, layer: Node) -> Tensor:
 def _along_outputs(scale: Tensor, weight: Tensor, layer: Node) -> Tensor:
     """Returns `scale`, one number for each output channel, in a shape that multiplies `weight`."""
     rest = (1,) * (weight.ndim - 2)
-    position = _GROUPS.get(layer.target)
-    if position is None:
+    if LAYERS[layer.target] == 0:
         return scale.reshape(-1, 1, *rest)
-    groups = layer.args[position] if len(layer.args) > position else 1
-    assert isinstance(groups, int)
+    groups = transposed_groups(layer)
     return scale.reshape(groups, -1).repeat_interleave(weight.shape[0] // groups, 0).reshape(*weight.shape[:2], *rest)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from coreml_quantizer.graph.nodes import packet_of
+
 aten = torch.ops.aten
 
 
@@ -45,7 +47,7 @@ MODE_ARGUMENTS: Mapping[Any, ModeArgument] = MappingProxyType(
 
 def trains(node: Node) -> bool:
     """Whether `node` calls an operator in training mode, and that makes a difference."""
-    rule = MODE_ARGUMENTS.get(getattr(node.target, "overloadpacket", None))
+    rule = MODE_ARGUMENTS.get(packet_of(node))
     if rule is None:
         return False
     mode, condition = (_value(node, name) for name in (rule.name, rule.condition))

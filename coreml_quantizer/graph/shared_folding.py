@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from torch.fx import GraphModule, Node
 
 from coreml_quantizer.errors import QuantizerError
-from coreml_quantizer.graph.batch_norm_folding import CONVOLUTIONS
+from coreml_quantizer.graph.convolutions import CONVOLUTIONS
 
 _REMEDY = (
     "Fold before preparing: prepare_pt2e(fold_batch_norms(exported.module()), quantizer), with fold_batch_norms from "

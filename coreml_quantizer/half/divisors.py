@@ -3,20 +3,15 @@
 Source: Core ML Tools pass divide_to_multiply, which runs before constants are cast to float16.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import torch
 from torch.fx import GraphModule, Node
 
 from coreml_quantizer.graph.values import evaluate, find_constants, find_written_values, is_float
 from coreml_quantizer.half.rounding import rounded_to_half
+from coreml_quantizer.half.scalars import PRODUCTS
 
 aten = torch.ops.aten
 
-_DIVISIONS: Mapping[object, torch._ops.OpOverload] = MappingProxyType(
-    {aten.div.Tensor: aten.mul.Tensor, aten.div_.Tensor: aten.mul_.Tensor}
-)
 _LARGEST = 2**20
 """Elements of a reciprocal that is stored."""
 
@@ -29,7 +24,7 @@ def multiply_by_reciprocals(graph_module: GraphModule) -> None:
     A divisor with a zero, or with reciprocals that float16 cannot hold, stays.
     """
     nodes = list(graph_module.graph.nodes)
-    divisions = [node for node in nodes if node.target in _DIVISIONS and is_float(node)]
+    divisions = [node for node in nodes if node.target in PRODUCTS and is_float(node)]
     if not divisions:
         return
     constants = find_constants(nodes, find_written_values(nodes))
@@ -51,5 +46,5 @@ def _multiply(graph_module: GraphModule, node: Node, divisor: Node, name: str) -
     with graph_module.graph.inserting_before(node):
         reciprocal = graph_module.graph.get_attr(name)
     reciprocal.meta["val"] = value
-    node.target = _DIVISIONS[node.target]
+    node.target = PRODUCTS[node.target]
     node.update_arg(1, reciprocal)

@@ -2,6 +2,9 @@
 
 import torch
 
+SMALLEST_HALF = 2.0**-24
+"""The smallest positive number of float16, a subnormal one."""
+
 _LARGEST_CHANGE = 2.0**-10
 """Constants that float16 cannot hold this closely, relative to their largest element, stay as they are: a tiny eps.
 So do single elements beyond the range of float16, such as masks near finfo.min."""

@@ -8,11 +8,13 @@ import torch
 from torch.fx import Node
 from torch.fx.node import Argument
 
+from coreml_quantizer.graph.nodes import packet_of
 from coreml_quantizer.graph.values import is_float
+from coreml_quantizer.half.rounding import SMALLEST_HALF
 
 aten = torch.ops.aten
 
-_SCALAR_ARGUMENTS: Mapping[torch._ops.OpOverloadPacket, tuple[int | str, ...]] = MappingProxyType(
+_SCALAR_ARGUMENTS: Mapping[object, tuple[int | str, ...]] = MappingProxyType(
     {
         **dict.fromkeys((aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub), (0, 1)),
         **dict.fromkeys((aten.mul, aten.mul_), (0, 1)),
@@ -21,17 +23,15 @@ _SCALAR_ARGUMENTS: Mapping[torch._ops.OpOverloadPacket, tuple[int | str, ...]] =
 )
 """Operators whose scalar operands become float16 constants of the program, and where those stand."""
 
-_DIVISIONS: Mapping[torch._ops.OpOverload, torch._ops.OpOverload] = MappingProxyType(
+PRODUCTS: Mapping[object, torch._ops.OpOverload] = MappingProxyType(
     {aten.div.Tensor: aten.mul.Tensor, aten.div_.Tensor: aten.mul_.Tensor}
 )
 """Division by a scalar, and the product with its reciprocal that Core ML Tools (divide_to_multiply) makes of it."""
 
-_EPSILONS: Mapping[torch._ops.OpOverloadPacket, int] = MappingProxyType(
+_EPSILONS: Mapping[object, int] = MappingProxyType(
     {aten.layer_norm: 4, aten.rms_norm: 3, aten.group_norm: 4, aten.batch_norm: 7, aten.instance_norm: 7}
 )
 """Norms, and where their eps stands. Core ML Tools stores an eps below float16 as the smallest float16 number."""
-
-_SMALLEST_HALF = 2.0**-24
 
 
 def round_scalars_to_half(node: Node) -> None:
@@ -46,7 +46,7 @@ def round_scalars_to_half(node: Node) -> None:
 
 
 def _multiply_by_reciprocal(node: Node) -> None:
-    product = _DIVISIONS.get(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
+    product = PRODUCTS.get(node.target)
     divisor = node.args[1] if len(node.args) > 1 else None
     dividend = node.args[0] if node.args else None
     if product is None or not isinstance(dividend, Node) or not is_float(dividend):
@@ -57,7 +57,7 @@ def _multiply_by_reciprocal(node: Node) -> None:
 
 
 def _name_scale(node: Node) -> None:
-    if getattr(node.target, "overloadpacket", None) is not aten.scaled_dot_product_attention:
+    if packet_of(node) is not aten.scaled_dot_product_attention:
         return
     query = node.args[0]
     value = query.meta.get("val") if isinstance(query, Node) else None
@@ -66,9 +66,7 @@ def _name_scale(node: Node) -> None:
 
 
 def _round_scalars(node: Node) -> None:
-    packet = getattr(node.target, "overloadpacket", None)
-    if packet is None:
-        return
+    packet = packet_of(node)
     epsilon = _EPSILONS.get(packet)
     if epsilon is not None:
         _round_epsilon(node, epsilon)
@@ -90,7 +88,7 @@ def _round_epsilon(node: Node, position: int) -> None:
     if isinstance(epsilon, float):
         node.args = (
             *given[:position],
-            max(float(torch.tensor(epsilon).half()), _SMALLEST_HALF),
+            max(float(torch.tensor(epsilon).half()), SMALLEST_HALF),
             *given[position + 1 :],
         )
 

@@ -12,7 +12,7 @@ from coreml_quantizer.graph.aliases import resolve_aliases
 from coreml_quantizer.graph.values import find_constants, find_written_values, is_float
 from coreml_quantizer.placement.decisions import keep_decisions, name_entries
 from coreml_quantizer.placement.foreign_types import warn_of_foreign_types
-from coreml_quantizer.placement.fragile_values import Sensitivity, find_near_poles, read_by_norm
+from coreml_quantizer.placement.fragile_values import FragileReaders, find_near_poles
 from coreml_quantizer.placement.fusion import Fusions
 from coreml_quantizer.placement.masks import MaskFinder
 from coreml_quantizer.placement.operands import activations, operand, weight_axes
@@ -56,16 +56,16 @@ class _Annotator:
 
     def __init__(self, graph_module: GraphModule, policy: QuantizationPolicy, rules: RuleTable) -> None:
         self._nodes = list(graph_module.graph.nodes)
-        self._scope = ScopeResolver(policy, graph_module)
+        self._scope = ScopeResolver(policy, graph_module, rules)
         self._rules = rules
         self._fixes_known_ranges = policy.fixes_known_ranges
-        self._masks = MaskFinder(graph_module)
+        self._masks = MaskFinder(graph_module, rules)
         for node in self._nodes:
             self._masks.visit(node)
         self._written = find_written_values(self._nodes)
         self._constants = find_constants(self._nodes, self._written)
         self._no_activations = self._constants | self._written
-        self._sensitivity = Sensitivity()
+        self._fragile_readers = FragileReaders(rules)
         self._near_poles = find_near_poles(self._nodes, self._moves)
         self._places = Places(SharingGroups({node: index for index, node in enumerate(self._nodes)}))
         self._fusions = Fusions(rules, self._constants, self._scope)
@@ -135,7 +135,7 @@ class _Annotator:
             for position, axis in weights.items():
                 constant = operand(node, position)
                 if constant is not None and is_float(constant):
-                    self._places.weight(constant, node, spec.weight.along(axis))
+                    self._places.quantize_weight(constant, node, spec.weight.along(axis))
         if spec.input is not None:
             overruled = [source for source in sources if self._places.overrules(source, spec.input)]
             if overruled:
@@ -144,7 +144,7 @@ class _Annotator:
                     f"it reads {names} with the parameters of the producer, whose settings differ"
                 )
             for source in sources:
-                self._places.edge(source, node, spec.input)
+                self._places.quantize_edge(source, node, spec.input)
         if spec.output is not None and (sources or weights) and not rule.weights_only:
             self._quantize_output(node, rule, spec, sources)
             return None
@@ -154,7 +154,7 @@ class _Annotator:
         return _READS_WRITTEN if written and not sources else _NOTHING_ASKED
 
     def _quantize_output(self, node: Node, rule: OpRule, spec: OpSpec, sources: list[Node]) -> None:
-        if rule.combines and read_by_norm(node):
+        if rule.combines and self._fragile_readers.include_norm(node):
             self._ledger.notes[node] = "its operands are quantized; what it makes stays float, because a norm reads it"
             return
         if node in self._near_poles:
@@ -167,7 +167,7 @@ class _Annotator:
         schemes = {_scheme(self._places.spec(source, node)) for source in sources} if spec.input else set()
         keeps_affine = rule.combines and schemes == {Scheme.AFFINE}
         if spec.output is not None and tail not in self._written:
-            self._places.output(tail, spec.output.affine() if keeps_affine else spec.output)
+            self._places.quantize_output(tail, spec.output.affine() if keeps_affine else spec.output)
 
     def _why_not_here(self, node: Node, rule: OpRule, sources: list[Node]) -> str | None:
         if self._is_masking(node, rule):
@@ -176,7 +176,7 @@ class _Annotator:
             return None
         if node in self._near_poles:
             return _NEAR_POLE
-        if self._sensitivity.feeds(node):
+        if self._fragile_readers.read_all_of(node):
             return "all that is made of it goes into a function that eight bits would ruin"
         if not any(source in self._places for source in sources):
             return "none of its operands is quantized, so eight bits would cost accuracy and save nothing"
@@ -189,7 +189,7 @@ class _Annotator:
         if node in self._near_poles:
             return _NEAR_POLE
         self._places.share_edge(source, node, source)
-        self._places.output(node, spec.output)
+        self._places.quantize_output(node, spec.output)
         return None
 
     def shared(self, node: Node, rule: OpRule, spec: OpSpec) -> str | None:
@@ -213,7 +213,7 @@ class _Annotator:
         if not groups.mergeable(list(carried)) or (fixed and len(carried) < len(sources)):
             for source in carried:
                 self._places.share_edge(source, node, source)
-            self._places.output(node, spec.input)
+            self._places.quantize_output(node, spec.input)
             return None
         groups.merge(list(carried))
         for source in sources:

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 from coreml_quantizer.config.policy import QuantizationPolicy
 from coreml_quantizer.graph.values import find_constants, find_written_values
 from coreml_quantizer.placement.operands import weight_axes
-from coreml_quantizer.rules import OpRule, Treatment, rules
+from coreml_quantizer.rules import RuleTable, Treatment
 
 _MOVES = frozenset({Treatment.SHARED, Treatment.SPLIT})
 _FOLLOWS = frozenset({Treatment.ACTIVATION, Treatment.BATCH_NORM})
@@ -37,7 +37,7 @@ class Boundaries:
     makers: frozenset[Node]
 
     @staticmethod
-    def of(policy: QuantizationPolicy, graph_module: GraphModule) -> "Boundaries":
+    def of(policy: QuantizationPolicy, graph_module: GraphModule, rules: RuleTable) -> "Boundaries":
         """Finds what `policy` asks for, in time linear in the number of nodes; nothing when it asks for nothing."""
         nodes = list(graph_module.graph.nodes)
         layers = {
@@ -45,12 +45,14 @@ class Boundaries:
             "first_layer": (policy.first_layer, _first_layers),
         }
         asked = {name: layer for name, layer in layers.items() if layer[0] != AS_CONFIGURED}
-        weighted = frozenset(_weighted(nodes)) if asked else frozenset()
+        weighted = frozenset(_weighted(nodes, rules)) if asked else frozenset()
         found: dict[Node, End] = {}
         for name, (wanted, finder) in asked.items():
             found.update(dict.fromkeys(finder(nodes, weighted), End(name, wanted == "weight_only")))
-        readers = frozenset() if policy.quantizes_inputs else frozenset(_readers(nodes))
-        makers = frozenset() if policy.quantizes_outputs else frozenset(_makers(graph_module.graph.output_node()))
+        readers = frozenset() if policy.quantizes_inputs else frozenset(_readers(nodes, rules))
+        makers = (
+            frozenset() if policy.quantizes_outputs else frozenset(_makers(graph_module.graph.output_node(), rules))
+        )
         return Boundaries(found, readers, makers)
 
     def __bool__(self) -> bool:
@@ -69,15 +71,11 @@ class Boundaries:
         return node in self.makers
 
 
-def _rule(node: Node) -> OpRule | None:
-    return rules.lookup(node) if node.op == "call_function" else None
-
-
-def _weighted(nodes: list[Node]) -> Iterable[Node]:
+def _weighted(nodes: list[Node], rules: RuleTable) -> Iterable[Node]:
     """Yields the calls that have weights."""
     constants = find_constants(nodes, find_written_values(nodes))
     for node in nodes:
-        rule = _rule(node)
+        rule = rules.lookup(node)
         if rule is not None and weight_axes(node, rule, constants):
             yield node
 
@@ -101,11 +99,11 @@ def _without(nodes: list[Node], weighted: Container[Node], neighbours: Callable[
             yield node
 
 
-def _readers(nodes: list[Node]) -> Iterable[Node]:
+def _readers(nodes: list[Node], rules: RuleTable) -> Iterable[Node]:
     carried = {node for node in nodes if node.op == "placeholder"}
     fused: set[Node] = set()
     for node in nodes:
-        rule = _rule(node)
+        rule = rules.lookup(node)
         treatment = None if rule is None else rule.treatment
         if treatment in _FOLLOWS and node.all_input_nodes[0] in fused:
             fused.add(node)
@@ -115,13 +113,13 @@ def _readers(nodes: list[Node]) -> Iterable[Node]:
             yield node
 
 
-def _makers(output: Node) -> Iterable[Node]:
+def _makers(output: Node, rules: RuleTable) -> Iterable[Node]:
     waiting = list(output.all_input_nodes)
     while waiting:
         node = waiting.pop()
         if len(node.users) != 1:
             continue
         yield node
-        rule = _rule(node)
+        rule = rules.lookup(node)
         if rule is not None and rule.treatment in _MOVES | _FOLLOWS:
             waiting.append(node.all_input_nodes[0])

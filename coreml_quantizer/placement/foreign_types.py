@@ -8,7 +8,7 @@ import torch
 from torch.fx import Node
 
 from coreml_quantizer.errors import QuantizerWarning
-from coreml_quantizer.placement.scope import module_stack
+from coreml_quantizer.graph.nodes import module_stack
 from coreml_quantizer.rules import RuleTable, Treatment
 
 _FOREIGN_TYPES: Mapping[torch.dtype, str] = MappingProxyType(

@@ -7,7 +7,9 @@ from types import MappingProxyType
 import torch
 from torch.fx import Node
 
+from coreml_quantizer.graph.nodes import packet_of
 from coreml_quantizer.graph.values import is_float
+from coreml_quantizer.rules import RuleTable
 
 aten = torch.ops.aten
 
@@ -29,24 +31,13 @@ _NORMS = frozenset(
 )  # fmt: skip
 """Norms, and what models begin one with that they write themselves."""
 
-_MOVING = frozenset(
+_KEEPING = frozenset(
     {
-        aten.view, aten.reshape, aten.flatten, aten.transpose, aten.permute, aten.contiguous, aten.dropout, aten.to,
-        aten._to_copy, aten.unsqueeze, aten.squeeze, aten.clone,
-    }
-)  # fmt: skip
-"""Operators through which a norm reads a sum."""
-
-_PASSING = frozenset(
-    {
-        aten.view, aten.reshape, aten.flatten, aten.expand, aten.unsqueeze, aten.squeeze, aten.transpose, aten.permute,
-        aten.slice, aten.select, aten.contiguous, aten.clone, aten.dropout, aten.to, aten._to_copy, aten.type_as,
         aten.maximum, aten.minimum, aten.clamp, aten.clamp_min, aten.neg, aten.abs, aten.add, aten.sub, aten.mul,
-        aten.div, aten.masked_fill, aten.where, aten.split, aten.chunk, aten.unbind,
+        aten.div, aten.masked_fill, aten.where,
     }
 )  # fmt: skip
-"""Operators through which a value reaches such a function."""
-
+"""Operators that compute, and through which a value reaches such a function; those that only move values do as well."""
 
 _POLES: Mapping[object, int] = MappingProxyType(
     {
@@ -77,64 +68,59 @@ def find_near_poles(nodes: Iterable[Node], moves: Callable[[Node], bool]) -> fro
     """
     found: set[Node] = set()
     for node in nodes:
-        position = _POLES.get(_packet(node)) if node.op == "call_function" else None
+        position = _POLES.get(packet_of(node)) if node.op == "call_function" else None
         stack = [node.args[position]] if position is not None and len(node.args) > position else []
         while stack:
             value = stack.pop()
             if not isinstance(value, Node) or value in found:
                 continue
             found.add(value)
-            if _packet(value) in _KEEPING_SMALL or moves(value):
+            if packet_of(value) in _KEEPING_SMALL or moves(value):
                 stack.extend(value.all_input_nodes)
     return frozenset(found)
 
 
-class Sensitivity:
-    """Answers whether everything made of a value ends in a sensitive function; each node is looked at once."""
+class FragileReaders:
+    """The functions that eight bits would ruin, as readers of the values of one graph; each node is visited once."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: RuleTable) -> None:
+        self._rules = rules
         self._known: dict[Node, bool] = {}
 
-    def feeds(self, node: Node) -> bool:
-        """Whether every user of `node` is a sensitive function, directly or through passing operators."""
+    def read_all_of(self, node: Node) -> bool:
+        """Returns whether every user of `node` is such a function, directly or through operators that keep values."""
         stack = [node]
         while stack:
             current = stack[-1]
-            unknown = [user for user in current.users if _passes(user) and user not in self._known]
+            unknown = [user for user in current.users if self._keeps(user) and user not in self._known]
             if current not in self._known and unknown:
                 stack.extend(unknown)
                 continue
             self._known[current] = bool(current.users) and all(
-                _is_sensitive(user) or (_passes(user) and self._known[user]) for user in current.users
+                _is_sensitive(user) or (self._keeps(user) and self._known[user]) for user in current.users
             )
             stack.pop()
         return self._known[node]
 
+    def include_norm(self, node: Node) -> bool:
+        """Returns whether a norm reads the values of `node`.
 
-def read_by_norm(node: Node) -> bool:
-    """Whether a norm reads the values of `node`.
+        A norm magnifies what a few large values leave of the others. Rounding the sums of a transformer in front of
+        its norms is where eight bits cost most (MiniLM, W8A8: mean cosine 0.87 with it, 0.95 without).
+        """
+        stack = list(node.users)
+        while stack:
+            user = stack.pop()
+            if packet_of(user) in _NORMS:
+                return True
+            if self._rules.moves(user):
+                stack.extend(user.users)
+        return False
 
-    A norm stretches what a few large values leave of the others: rounding the sums of a transformer before its norms
-    is where eight bits cost most (MiniLM, W8A8: mean cosine 0.87 with, 0.95 without).
-    """
-    stack = list(node.users)
-    while stack:
-        user = stack.pop()
-        if _packet(user) in _NORMS:
-            return True
-        if _packet(user) in _MOVING:
-            stack.extend(user.users)
-    return False
-
-
-def _packet(node: Node) -> object:
-    return getattr(node.target, "overloadpacket", node.target)
+    def _keeps(self, node: Node) -> bool:
+        return (packet_of(node) in _KEEPING or self._rules.moves(node)) and not _is_sensitive(node)
 
 
 def _is_sensitive(node: Node) -> bool:
-    casts_to_index = _packet(node) in (aten.to, aten._to_copy) and not is_float(node)
-    return _packet(node) in _SENSITIVE or casts_to_index
-
-
-def _passes(node: Node) -> bool:
-    return (_packet(node) in _PASSING or node.target is operator.getitem) and not _is_sensitive(node)
+    casts_to_index = packet_of(node) in (aten.to, aten._to_copy) and not is_float(node)
+    return packet_of(node) in _SENSITIVE or casts_to_index

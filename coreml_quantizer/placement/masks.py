@@ -5,6 +5,9 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
+from coreml_quantizer.graph.nodes import packet_of
+from coreml_quantizer.rules import RuleTable
+
 MASKING_VALUE = 1e4
 """From this magnitude on, a constant is taken for "never attend here". Transformers use -1e4, finfo.min or -inf."""
 
@@ -25,24 +28,25 @@ _FILLS: dict[torch._ops.OpOverloadPacket, tuple[int, ...]] = {
 
 _FACTORS = frozenset({aten.mul, aten.mul_})
 
-_CARRIERS = frozenset(
+_KEEPING = frozenset(
     {
-        aten.add, aten.add_, aten.sub, aten.sub_, aten.mul, aten.mul_, aten.where, aten.to, aten._to_copy, aten.expand,
-        aten.view, aten.reshape, aten.slice, aten.select, aten.unsqueeze, aten.squeeze, aten.permute, aten.transpose,
-        aten.clone, aten.contiguous, aten.masked_fill, aten.masked_fill_, aten.index, aten.cat, aten.triu, aten.tril,
-        aten.maximum, aten.minimum, aten.repeat, aten.alias, aten.detach, aten.lift_fresh_copy, aten.div, aten.neg,
-        aten.split, aten.chunk, aten.unbind, aten.stack, aten.expand_as, aten.type_as, aten.flatten, aten.movedim,
-        aten.index_put, aten.index_put_, aten.roll, aten.flip, aten.dropout, aten.clamp, aten.max, aten.min,
+        aten.add, aten.add_, aten.sub, aten.sub_, aten.mul, aten.mul_, aten.div, aten.neg, aten.where, aten.masked_fill,
+        aten.masked_fill_, aten.triu, aten.tril, aten.maximum, aten.minimum, aten.max, aten.min, aten.clamp,
+        aten.index_put, aten.index_put_, aten.lift_fresh_copy,
     }
 )  # fmt: skip
-"""Operators whose output holds masking values when an input does. Everything else (softmax, products) ends a mask."""
+"""Operators that compute, and whose output holds masking values when an input does.
+
+So does the output of every operator that only moves values. Everything else (softmax, products) ends a mask.
+"""
 
 
 class MaskFinder:
     """Follows masks through a graph; nodes must be shown in topological order."""
 
-    def __init__(self, graph_module: GraphModule) -> None:
+    def __init__(self, graph_module: GraphModule, rules: RuleTable) -> None:
         self._graph_module = graph_module
+        self._rules = rules
         self._masks: set[Node] = set()
 
     def visit(self, node: Node) -> None:
@@ -50,9 +54,9 @@ class MaskFinder:
         if node.op == "get_attr":
             found = self._constant_masks(node)
         else:
-            packet = getattr(node.target, "overloadpacket", None)
+            packet = packet_of(node)
             found = _fills_with_mask(node, packet) or (
-                (packet in _CARRIERS or node.target is operator.getitem)
+                (packet in _KEEPING or self._rules.moves(node))
                 and any(source in self._masks for source in node.all_input_nodes)
             )
         if found:

@@ -38,13 +38,13 @@ class Places:
         """Whether the output of `node` is quantized, or consists of quantized parts."""
         return node in self.groups
 
-    def weight(self, constant: Node, node: Node, spec: TensorSpec) -> None:
+    def quantize_weight(self, constant: Node, node: Node, spec: TensorSpec) -> None:
         """Quantizes a constant that `node` reads as its weight; equal specs of one constant are one quantizer."""
         edge = (constant, node)
         self._on_edge(constant, node, spec)
         self.weights.append(edge)
 
-    def edge(self, source: Node, node: Node, spec: TensorSpec) -> None:
+    def quantize_edge(self, source: Node, node: Node, spec: TensorSpec) -> None:
         """Quantizes what `node` reads from `source`: with the parameters `source` has, or new ones on the edge."""
         if source in self.groups:
             self.share_edge(source, node, source)
@@ -64,7 +64,7 @@ class Places:
         self.groups.share(edge, group)
         self.inputs.setdefault(node, {})[source] = edge
 
-    def output(self, node: Node, spec: TensorSpec) -> None:
+    def quantize_output(self, node: Node, spec: TensorSpec) -> None:
         """Gives the output of `node` parameters of its own."""
         self.groups.define(node, self.specialize(spec, node))
         self.sources.add(node)

@@ -12,7 +12,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from coreml_quantizer.errors import QuantizerError, QuantizerWarning
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.graph.modes import trains
-from coreml_quantizer.placement.scope import module_stack
+from coreml_quantizer.graph.nodes import module_stack
 from coreml_quantizer.placement.sharing import Place
 from coreml_quantizer.specs import Training
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import GraphModule, Node
 
+from coreml_quantizer.graph.nodes import module_stack, op_name
 from coreml_quantizer.placement.decisions import Decision, Outcome
 from coreml_quantizer.placement.places import Places
-from coreml_quantizer.placement.scope import Governing, module_stack, op_name
+from coreml_quantizer.placement.scope import Governing
 from coreml_quantizer.rules import OpRule, Treatment
 from coreml_quantizer.specs import FixedSpec
 

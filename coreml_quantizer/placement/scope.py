@@ -9,11 +9,10 @@ from torch.fx import GraphModule, Node
 
 from coreml_quantizer.config.policy import QuantizationPolicy, Scopes
 from coreml_quantizer.errors import ScopeError, near_matches
+from coreml_quantizer.graph.nodes import ModuleEntry, module_stack, op_name
 from coreml_quantizer.placement.boundaries import Boundaries
+from coreml_quantizer.rules import RuleTable
 from coreml_quantizer.specs import OpSpec
-
-_Module = tuple[str, str]
-"""Path and fully qualified class name of a module; the model itself has the path ''."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,11 @@ class ScopeResolver:
     keys differ, so only the values are read.
     """
 
-    def __init__(self, policy: QuantizationPolicy, graph_module: GraphModule) -> None:
+    def __init__(self, policy: QuantizationPolicy, graph_module: GraphModule, rules: RuleTable) -> None:
         self._default = Governing(policy.default, "global")
         self._skip = _Matcher(policy.skip, "skip ")
         self._scopes = _Matcher(policy.scopes)
-        self._boundaries = Boundaries.of(policy, graph_module)
+        self._boundaries = Boundaries.of(policy, graph_module, rules)
         _check_everything_matches(policy, graph_module)
 
     def resolve(self, node: Node) -> OpSpec | None:
@@ -83,7 +82,7 @@ class _Matcher:
         self._by_op = {op: Governing(spec, f"{prefix}op {op}") for op, spec in scopes.by_op.items()}
         self._scoped = bool(scopes.by_name or scopes.by_type or scopes.by_pattern)
         self._prefix = prefix
-        self._by_stack: dict[tuple[_Module, ...], Governing | None] = {}
+        self._by_stack: dict[tuple[ModuleEntry, ...], Governing | None] = {}
 
     def match(self, node: Node) -> Governing | None:
         """Returns the entry that holds for `node`, None when none does."""
@@ -96,7 +95,7 @@ class _Matcher:
                 return found
         return self._by_op.get(op_name(node)) if self._by_op else None
 
-    def _match_stack(self, stack: tuple[_Module, ...]) -> Governing | None:
+    def _match_stack(self, stack: tuple[ModuleEntry, ...]) -> Governing | None:
         # A ModuleList is never called, so it stands in no stack: its name is a prefix of its children's paths.
         paths = list(_enclosing(stack[-1][0] if stack else ""))
         for path in paths:
@@ -145,22 +144,6 @@ def _check_everything_matches(policy: QuantizationPolicy, graph_module: GraphMod
         problems += _unmatched(prefix + op_field, scopes.by_op, ops)
     if problems:
         raise ScopeError("The configuration names what the model does not have:\n  " + "\n  ".join(problems))
-
-
-def op_name(node: Node) -> str:
-    """Returns the ATen name of a call, such as "aten.add", the same for every overload and for the in-place form."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return "" if packet is None else str(packet).rstrip("_")
-
-
-def module_stack(node: Node) -> tuple[_Module, ...]:
-    """Returns the modules `node` was made in, outermost first, as (path, fully qualified class name)."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return tuple((path, _class_name(kind)) for path, kind in stack.values())
-
-
-def _class_name(kind: object) -> str:
-    return kind if isinstance(kind, str) else f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
 
 
 def _unmatched(field: str, wanted: Iterable[str], known: set[str]) -> Iterator[str]:

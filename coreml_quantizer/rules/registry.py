@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from coreml_quantizer.errors import RuleError
+from coreml_quantizer.graph.nodes import packet_of
 from coreml_quantizer.specs import UINT8, FixedSpec
 
 OpPacket = torch._ops.OpOverloadPacket | Callable[..., object]
@@ -87,6 +88,8 @@ class OpRule:
         otherwise: Why a node stays float that the rule does not hold for.
         combines: Whether it adds, subtracts or multiplies activations element by element; such an operator takes the
             affine scheme when all its inputs have it, and stays in float in front of a function that eight bits ruin.
+        moves: Whether its output holds values of its inputs, unchanged but for their type, and nothing else than
+            padding. Masks, and values that eight bits would ruin, are followed through such an operator.
         reason: Why it is treated so.
         source: Where that comes from.
     """
@@ -102,6 +105,7 @@ class OpRule:
     applies: Callable[[Node], bool] = _always
     otherwise: str = ""
     combines: bool = False
+    moves: bool = False
     reason: str = ""
     source: str = ""
 
@@ -148,8 +152,13 @@ class RuleTable:
 
     def row(self, node: Node) -> OpRule | None:
         """Returns the rule of the operator that a node calls, whether it holds for its arguments or not."""
-        called = getattr(node.target, "overloadpacket", node.target)
+        called = packet_of(node)
         return self._rules.get(called) if callable(called) else None
+
+    def moves(self, node: Node) -> bool:
+        """Returns whether the operator that a node calls only moves values, whatever its arguments."""
+        rule = self.row(node)
+        return rule is not None and rule.moves
 
     def lookup(self, node: Node) -> OpRule | None:
         """Returns the rule that holds for a node of a graph, None when there is none."""

@@ -1,11 +1,12 @@
 """Operators that move values without changing them."""
 
 import operator
+from typing import Any
 
 import torch
 from torch.fx import Node
 
-from coreml_quantizer.rules.registry import OpRule, Treatment
+from coreml_quantizer.rules.registry import OpPacket, OpRule, Treatment
 
 aten = torch.ops.aten
 
@@ -28,20 +29,22 @@ def _keeps_its_type(node: Node) -> bool:
     return isinstance(source, Node) and source.meta["val"].dtype == node.meta["val"].dtype
 
 
+def _moving(op: OpPacket, treatment: Treatment = Treatment.SHARED, **row: Any) -> OpRule:
+    return OpRule(op, treatment, moves=True, **{"reason": _WHY, "source": _SOURCE, **row})
+
+
 RULES = (
     *(
-        OpRule(
+        _moving(
             op,
-            Treatment.SHARED,
             applies=_pads_with_values_of_its_range,
             otherwise="it pads with a value that the scale of its input may not hold",
             reason="adds zeros or copies of values; zero is exact under every scale and zero point",
-            source=_SOURCE,
         )
         for op in (aten.pad, aten.constant_pad_nd)
     ),
     *(
-        OpRule(op, Treatment.SHARED, reason=_WHY, source=_SOURCE)
+        _moving(op)
         for op in (
             *(aten.reshape, aten.view, aten._unsafe_view, aten.flatten, aten.unflatten, aten.ravel),
             *(aten.view_as, aten.reshape_as, aten.squeeze, aten.unsqueeze, aten.atleast_1d),
@@ -57,26 +60,19 @@ RULES = (
         )
     ),
     *(
-        OpRule(
-            op,
-            Treatment.SHARED,
-            applies=_keeps_its_type,
-            otherwise="it changes the type of its input",
-            reason=_WHY,
-            source=_SOURCE,
-        )
+        _moving(op, applies=_keeps_its_type, otherwise="it changes the type of its input")
         for op in (aten.to, aten._to_copy, aten.type_as)
     ),
     *(
-        OpRule(op, Treatment.CONCATENATED, reason=_WHY, source=_SOURCE)
+        _moving(op, Treatment.CONCATENATED)
         for op in (aten.cat, aten.stack, aten.hstack, aten.vstack, aten.dstack, aten.column_stack)
     ),
     *(
-        OpRule(op, Treatment.SPLIT, reason=_WHY, source=_SOURCE)
+        _moving(op, Treatment.SPLIT)
         for op in (
             *(aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.tensor_split),
             *(aten.hsplit, aten.vsplit, aten.dsplit),
         )
     ),
-    OpRule(operator.getitem, Treatment.SHARED, reason="takes one part of a split", source=_SOURCE),
+    _moving(operator.getitem, reason="takes one part of a split"),
 )

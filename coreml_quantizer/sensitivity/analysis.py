@@ -63,10 +63,7 @@ def analyze_sensitivity(
         ScopeError: `modules` names what has no quantized operators.
         ValueError: Neither or both of `batches` and `evaluate` are given, or `mode` is neither of the two.
     """
-    if (batches is None) == (evaluate is None):
-        raise ValueError("Give either batches, to compare outputs, or evaluate, a function of the model.")
-    if mode not in ("only", "all_but"):
-        raise ValueError(f"mode={mode!r}: must be 'only' or 'all_but'.")
+    _check(batches, evaluate, mode)
     switched = SwitchedGraph(calibrated)
     measured = _measured(switched.modules(), modules)
     with torch.no_grad():
@@ -76,13 +73,24 @@ def analyze_sensitivity(
             evaluate = _Sqnr(switched.switch(lambda _: False), given, inputs)
         float_score = evaluate(switched.switch(lambda _: False))
         quantized_score = evaluate(switched.switch(lambda _: True))
-        scores = []
-        for path in shown(measured, len(measured), 0, progress, "Analyzing"):
-            alone = {other for other in switched.modules() if inside(other, (path,)) is (mode == "only")}
-            scores.append(ModuleSensitivity(path, evaluate(switched.switch(alone.__contains__))))
+        paths = shown(measured, len(measured), 0, progress, "Analyzing")
+        scores = [ModuleSensitivity(path, evaluate(_with_one(switched, path, mode))) for path in paths]
     scores.sort(key=lambda found: found.score, reverse=mode == "all_but")
     metric = _Sqnr.NAME if isinstance(evaluate, _Sqnr) else "score"
     return Sensitivity(mode, metric, float_score, quantized_score, tuple(scores))
+
+
+def _check(batches: Iterable[Any] | None, evaluate: Evaluate | None, mode: Mode) -> None:
+    if (batches is None) == (evaluate is None):
+        raise ValueError("Give either batches, to compare outputs, or evaluate, a function of the model.")
+    if mode not in ("only", "all_but"):
+        raise ValueError(f"mode={mode!r}: must be 'only' or 'all_but'.")
+
+
+def _with_one(switched: SwitchedGraph, path: str, mode: Mode) -> GraphModule:
+    """Returns the model in which one module alone is quantized, or alone is not."""
+    chosen = {other for other in switched.modules() if inside(other, (path,)) is (mode == "only")}
+    return switched.switch(chosen.__contains__)
 
 
 class _Sqnr:

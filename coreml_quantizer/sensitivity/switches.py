@@ -10,10 +10,10 @@ from torch.fx.node import map_arg
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from coreml_quantizer.calibration.observing import observers_of
+from coreml_quantizer.graph.nodes import module_stack
 from coreml_quantizer.graph.values import evaluate, find_constants, find_written_values, written_buffers
 from coreml_quantizer.half.rounding import rounded_to_half
 from coreml_quantizer.placement.decisions import decisions_of
-from coreml_quantizer.placement.scope import module_stack
 
 _PREFIX = "switch_"
 _Function = Callable[[Tensor], Tensor]

@@ -19,6 +19,7 @@ from partitioner.conversion.mil_model import convert_to_spec
 from partitioner.conversion.pipelines import complete, default_pipeline
 from partitioner.conversion.session import quiet_conversion
 from partitioner.errors import ConversionError, DeploymentTargetError, PartitionerError
+from partitioner.format.paths import WEIGHT_FILE_NAME
 from partitioner.graph.size_ranges import with_size_ranges
 from partitioner.graph.states import initialized_buffers, unfit
 from partitioner.half_precision import Findings, watch
@@ -197,7 +198,7 @@ def read_model(model: Any) -> ConvertedModel:
 
 
 def _content(weights: Path) -> bytes | None:
-    file = weights / "weight.bin"
+    file = weights / WEIGHT_FILE_NAME
     return (file.read_bytes() if file.is_file() else None) or None
 
 

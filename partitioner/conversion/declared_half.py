@@ -12,7 +12,7 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder, Var, types
 from coremltools.converters.mil.mil.input_type import TensorInputType
 
-SMALLEST_HALF = 2.0**-24
+from partitioner.limits import SMALLEST_HALF
 
 
 def as_half(value: Any) -> Any:

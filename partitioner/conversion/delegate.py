@@ -9,7 +9,8 @@ import coremltools as ct
 
 from partitioner.errors import ConversionError
 from partitioner.format.blob import write_blob
-from partitioner.format.package import COMPILED_DIRECTORY, MODEL_DIRECTORY, identifier, module_files
+from partitioner.format.package import identifier, module_files
+from partitioner.format.paths import COMPILED_DIRECTORY, MODEL_DIRECTORY
 from partitioner.options.compile_specs import ModelType
 
 

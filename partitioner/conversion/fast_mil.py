@@ -19,7 +19,8 @@ from coremltools.converters.mil.mil.program import Program
 from coremltools.converters.mil.mil.types import type_mapping
 from coremltools.converters.mil.mil.var import InternalVar, Var
 
-_LARGEST_HALF = 65504
+from partitioner.limits import LARGEST_HALF
+
 # Above this, Core ML Tools takes a number for an infinity, which float16 has.
 _INFINITE = 1e38
 # Core ML Tools looks for numbers that underflow in smaller constants only.
@@ -91,10 +92,10 @@ def _beyond_half(value: Any) -> bool:
     if array.size == 0:
         return False
     # Comparisons with NaN are false, so that a NaN leads to the slow way as well.
-    if array.max() <= _LARGEST_HALF and array.min() >= -_LARGEST_HALF:
+    if array.max() <= LARGEST_HALF and array.min() >= -LARGEST_HALF:
         return False
     sizes = np.abs(array)
-    return bool(np.max(sizes[sizes < _INFINITE], initial=0.0) > _LARGEST_HALF)
+    return bool(np.max(sizes[sizes < _INFINITE], initial=0.0) > LARGEST_HALF)
 
 
 def _overflows(operation: Any) -> bool:

@@ -4,7 +4,6 @@ The partitions at one position of every method become the functions of one model
 the program; each method's delegate holds a reference (``CMJR`` and JSON) to it.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,9 +20,10 @@ from partitioner.conversion.delegate import delegate_blob, write_files
 from partitioner.conversion.session import quiet_conversion
 from partitioner.errors import CompileSpecError, DeploymentTargetError
 from partitioner.format.package import package_files
+from partitioner.format.paths import WEIGHT_FILE
+from partitioner.format.reference import write_reference
 from partitioner.options.compile_specs import LoweringOptions, WeightSharing
 
-_REFERENCE_MAGIC = b"CMJR"
 _FIRST_TARGET = ct.target.iOS18
 _DISABLE = (
     "CoreMLBackend.generate_multimethod_weight_sharing_strategy_compile_spec"
@@ -100,7 +100,7 @@ def lower_shared(
     data = store.get_named_data_store_output()
     results = {
         name: [
-            PreprocessResult(processed_bytes=_reference(key, name), debug_handle_map=known, data_store_output=data)
+            PreprocessResult(processed_bytes=write_reference(key, name), debug_handle_map=known, data_store_output=data)
             for key, known in zip(keys, handles[name], strict=True)
         ]
         for name in programs
@@ -126,10 +126,6 @@ def _combine(models: Mapping[str, ConvertedModel]) -> dict[str, bytes]:
         functions.default_function_name = next(iter(models))
         combined = directory / "combined.mlpackage"
         ct.utils.save_multifunction(functions, str(combined))
-        weights = combined / "Data/com.apple.CoreML/weights/weight.bin"
+        weights = combined / WEIGHT_FILE
         content = weights.read_bytes() if weights.is_file() else b""
         return package_files(ct.utils.load_spec(str(combined)), content or None)
-
-
-def _reference(key: str, method: str) -> bytes:
-    return _REFERENCE_MAGIC + json.dumps({"version": 1, "key": key, "functionName": method}).encode()

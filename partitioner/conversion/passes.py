@@ -6,19 +6,12 @@ import numpy as np
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
-from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
 
-from partitioner.limits import HIGHEST_RANK
+from partitioner.limits import HIGHEST_RANK, SMALLEST_HALF
+from partitioner.no_origin import NO_ORIGIN
 
 _NAMESPACE = "partitioner"
 MAKES_BATCH_NORMS = "common::fuse_elementwise_to_batchnorm"
-_NEXT_TO_NOTHING = np.float32(2.0**-24)
-"""The smallest number of float16, which does not change a one."""
-
-# An operation of an exported program must state where it comes from; None says that no line of the model made it.
-_NO_ORIGIN = tuple(
-    ScopeInfo(source=source, data=[None]) for source in (ScopeSource.EXIR_STACK_TRACE, ScopeSource.EXIR_DEBUG_HANDLE)
-)
 
 
 class DistinctOutputs(AbstractGraphPass):
@@ -33,7 +26,7 @@ class DistinctOutputs(AbstractGraphPass):
         for function in prog.functions.values():
             taken = set(function.inputs.values())
             outputs = []
-            with function, mb.scope(*_NO_ORIGIN):
+            with function, mb.scope(*NO_ORIGIN):
                 for position, output in enumerate(function.outputs):
                     repeated = output in taken
                     outputs.append(mb.identity(x=output, name=f"{output.name}_as_{position}") if repeated else output)
@@ -52,7 +45,7 @@ class LowRankQuantization(AbstractGraphPass):
     def apply(self, prog: Any) -> None:
         """Moves, in place, every quantization of high rank towards its input."""
         for function in prog.functions.values():
-            with function, mb.scope(*_NO_ORIGIN):
+            with function, mb.scope(*NO_ORIGIN):
                 for operation in list(function.operations):
                     moved: Any | None = operation
                     while moved is not None and _of_high_rank(moved):
@@ -94,7 +87,7 @@ class CountedFromTheFront(AbstractGraphPass):
     def apply(self, prog: Any) -> None:
         """Replaces, in place, every transpose with a negative axis."""
         for function in prog.functions.values():
-            with function, mb.scope(*_NO_ORIGIN):
+            with function, mb.scope(*NO_ORIGIN):
                 for operation in list(function.operations):
                     if operation.op_type == "transpose" and np.any(operation.perm.val < 0):
                         _count_from_the_front(function, operation)
@@ -121,7 +114,7 @@ class ExactAffineMaps(AbstractGraphPass):
         PASS_REGISTRY[MAKES_BATCH_NORMS].apply(prog)
         for norm in _batch_norms(prog):
             if norm not in earlier:
-                with norm.enclosing_block, mb.scope(*_NO_ORIGIN):
+                with norm.enclosing_block, mb.scope(*NO_ORIGIN):
                     _make_exact(norm.enclosing_block, norm)
 
 
@@ -133,7 +126,7 @@ def _batch_norms(prog: Any) -> list[Any]:
 
 
 def _make_exact(block: Any, norm: Any) -> None:
-    given = {**norm.inputs, "epsilon": _NEXT_TO_NOTHING}
+    given = {**norm.inputs, "epsilon": np.float32(SMALLEST_HALF)}
     result = mb.batch_norm(**given, before_op=norm, name=norm.name)
     block.replace_uses_of_var_after_op(anchor_op=norm, old_var=norm.outputs[0], new_var=result)
     block.remove_ops([norm])

@@ -84,10 +84,10 @@ def quiet_conversion() -> Iterator[Position]:
             *requantization.replacements(),
         ]
         replaced = [(owner, name, vars(owner)[name]) for owner, name, _ in wanted]
-        logger.setLevel(logging.CRITICAL + 1)
-        for owner, name, replacement in wanted:
-            setattr(owner, name, replacement)
         try:
+            logger.setLevel(logging.CRITICAL + 1)
+            for owner, name, replacement in wanted:
+                setattr(owner, name, replacement)
             with without_old_garbage():
                 yield position
         finally:

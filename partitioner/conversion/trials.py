@@ -16,9 +16,7 @@ from partitioner.conversion.convert import convert
 from partitioner.errors import ConversionError, DeploymentTargetError
 from partitioner.graph.subprograms import subprogram
 from partitioner.options.compile_specs import LoweringOptions
-
-FAILS = "its conversion fails"
-"""How the reasons of `failures` begin."""
+from partitioner.refusals import Kind, Refusal
 
 
 def failures(
@@ -26,7 +24,7 @@ def failures(
     options: LoweringOptions,
     tensors: Mapping[str, torch.Tensor],
     groups: Iterable[Sequence[Node]],
-) -> dict[Node, str]:
+) -> dict[Node, Refusal]:
     """Converts partitions and returns what makes them fail.
 
     Args:
@@ -55,7 +53,7 @@ def failures(
             except (ConversionError, DeploymentTargetError) as error:
                 if error.node is None:
                     raise
-                found[names[error.node]] = f"{FAILS}: {_cause(error)}"
+                found[names[error.node]] = Refusal(Kind.CONVERSION, f"its conversion fails: {_cause(error)}")
     return found
 
 

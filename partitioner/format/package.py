@@ -11,17 +11,19 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from partitioner.format.paths import (
+    AUTHOR,
+    MANIFEST_FILE,
+    METADATA_FILE,
+    MODEL_DIRECTORY,
+    SPEC_FILE,
+    SPEC_ITEM,
+    WEIGHT_FILE,
+    WEIGHTS_ITEM,
+)
 from partitioner.format.shared_constants import share_constants
 
-MODEL_DIRECTORY = "model.mlpackage"
-COMPILED_DIRECTORY = "model.mlmodelc"
-METADATA_FILE = "metadata.json"
-
-_AUTHOR = "com.apple.CoreML"
-_SPEC_ITEM = "model.mlmodel"
-_WEIGHTS_ITEM = "weights"
-_WEIGHT_FILE = "weights/weight.bin"
-_ITEM_DESCRIPTIONS = {_SPEC_ITEM: "CoreML Model Specification", _WEIGHTS_ITEM: "CoreML Model Weights"}
+_ITEM_DESCRIPTIONS = {SPEC_ITEM: "CoreML Model Specification", WEIGHTS_ITEM: "CoreML Model Weights"}
 _BUILD_NOTES = "buildInfo"
 
 
@@ -36,11 +38,11 @@ def package_files(spec: Any, weights: bytes | None) -> dict[str, bytes]:
         Paths relative to the package and their contents, equal for equal models.
     """
     model = _canonical_spec(spec)
-    items = {_SPEC_ITEM: {f"Data/{_AUTHOR}/{_SPEC_ITEM}": model}}
+    items = {SPEC_ITEM: {SPEC_FILE: model}}
     if weights is not None:
-        items[_WEIGHTS_ITEM] = {f"Data/{_AUTHOR}/{_WEIGHT_FILE}": weights}
+        items[WEIGHTS_ITEM] = {WEIGHT_FILE: weights}
     files = {path: content for item in items.values() for path, content in item.items()}
-    return {"Manifest.json": _manifest(items, _digest(files)), **files}
+    return {MANIFEST_FILE: _manifest(items, _digest(files)), **files}
 
 
 def module_files(
@@ -77,14 +79,14 @@ def _manifest(items: Iterable[str], content: bytes) -> bytes:
     keys = {item: str(uuid.UUID(bytes=hashlib.sha256(content + item.encode()).digest()[:16])) for item in items}
     entries = {
         keys[item]: {
-            "author": _AUTHOR,
+            "author": AUTHOR,
             "description": _ITEM_DESCRIPTIONS[item],
             "name": item,
-            "path": f"{_AUTHOR}/{item}",
+            "path": f"{AUTHOR}/{item}",
         }
         for item in items
     }
-    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": keys[_SPEC_ITEM]}
+    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": keys[SPEC_ITEM]}
     return _json(manifest)
 
 

@@ -4,8 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the quantizations
 from torch.export import ExportedProgram
 from torch.fx import Node
+
+ROUNDINGS = frozenset(
+    {
+        torch.ops.quantized_decomposed.quantize_per_tensor.default,
+        torch.ops.quantized_decomposed.dequantize_per_tensor.default,
+    }
+)
+"""Quantizations of activations in the PT2E flow."""
 
 
 def op_name(node: Node) -> str:

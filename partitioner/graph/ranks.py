@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from partitioner.graph.nodes import op_name, tensor_of
 from partitioner.limits import HIGHEST_RANK
+from partitioner.refusals import Kind, Refusal
 
 _RESHAPES = frozenset({"aten.view.default", "aten.view_copy.default", "aten.reshape.default"})
 _BETWEEN = frozenset(
@@ -47,7 +48,7 @@ def _high_values(node: Node, constants: frozenset[str]) -> list[Node]:
     return [value for value in (node, *node.all_input_nodes) if is_high(value) and value.name not in constants]
 
 
-def rank_refusal(node: Node, decisions: Mapping[Node, str | None], constants: frozenset[str]) -> str | None:
+def rank_refusal(node: Node, decisions: Mapping[Node, Refusal | None], constants: frozenset[str]) -> Refusal | None:
     """The reason to refuse an operation for the rank of its input or result, or None.
 
     Args:
@@ -58,12 +59,17 @@ def rank_refusal(node: Node, decisions: Mapping[Node, str | None], constants: fr
     for value in _high_values(node, constants):
         rank = tensor_of(value).dim()  # type: ignore[union-attr]
         if exceeds_ranks(node, constants) or not _is_static(value):
-            return f"it needs a tensor of rank {rank}; Core ML has ranks up to {HIGHEST_RANK}"
+            return Refusal(Kind.RANK, f"it needs a tensor of rank {rank}; Core ML has ranks up to {HIGHEST_RANK}")
         if decisions.get(value, "outside") is not None:
-            return f"it shares {value.name!r}, of rank {rank}, with what is outside Core ML, which has no such rank"
+            return Refusal(
+                Kind.RANK,
+                f"it shares {value.name!r}, of rank {rank}, with what is outside Core ML, which has no such rank",
+            )
         outside = [user.name for user in value.users if decisions.get(user, "outside") is not None]
         if outside:
-            return f"{value.name!r}, of rank {rank}, is needed outside Core ML, which has no such rank"
+            return Refusal(
+                Kind.RANK, f"{value.name!r}, of rank {rank}, is needed outside Core ML, which has no such rank"
+            )
     return None
 
 

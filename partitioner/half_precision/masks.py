@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-LARGEST_HALF = float(np.finfo(np.float16).max)
+from partitioner.limits import LARGEST_HALF
+
 CLAMPED = 3e4
 _CERTAIN = 1e8
 """From this magnitude on, a factor is taken for a mask rather than a scale."""

@@ -11,19 +11,16 @@ from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import types
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
-from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
+from coremltools.converters.mil.mil.scope import ScopeSource
 
 from partitioner.graph.nodes import source_line
 from partitioner.half_precision.magnitudes import Magnitudes, calibrated, magnitudes
-from partitioner.half_precision.masks import CLAMPED, LARGEST_HALF, clamp, masking_constants
+from partitioner.half_precision.masks import CLAMPED, clamp, masking_constants
+from partitioner.limits import LARGEST_HALF, SMALLEST_HALF
+from partitioner.no_origin import NO_ORIGIN
 
 HALF_SAFETY = "partitioner::HalfSafety"
 _CAST = "common::add_fp16_cast"
-_SMALLEST_HALF = 2.0**-24
-
-_NO_ORIGIN = tuple(
-    ScopeInfo(source=source, data=[None]) for source in (ScopeSource.EXIR_STACK_TRACE, ScopeSource.EXIR_DEBUG_HANDLE)
-)
 
 
 @dataclass
@@ -83,7 +80,7 @@ class HalfSafety(AbstractGraphPass):
     def apply(self, prog: Any) -> None:
         """Looks through, and changes, a program in place."""
         for function in prog.functions.values():
-            with function, mb.scope(*_NO_ORIGIN):
+            with function, mb.scope(*NO_ORIGIN):
                 _clamp_masks(function, self.findings)
             _note_tiny(function, self.findings)
             _keep_wide(function, self.findings)
@@ -107,7 +104,7 @@ def _note_tiny(block: Any, findings: Findings) -> None:
         if not isinstance(value, (np.floating, np.ndarray)) or value.dtype != np.float32 or value.size != 1:
             continue
         number = value.item()
-        if not 0 < abs(number) < _SMALLEST_HALF / 2:
+        if not 0 < abs(number) < SMALLEST_HALF / 2:
             continue
         for reader in operation.outputs[0].child_ops:
             logarithms = _logarithms(reader)
@@ -115,7 +112,7 @@ def _note_tiny(block: Any, findings: Findings) -> None:
                 findings.wide |= {reader.name, *(found.name for found in logarithms)}
                 findings.add(f"kept in float32 with its logarithm, for {number:.4g}", [reader])
             else:
-                raised = np.sign(number) * _SMALLEST_HALF
+                raised = np.sign(number) * SMALLEST_HALF
                 findings.add(f"{number:.4g} raised to {raised:.4g}, the smallest of float16", [reader])
 
 

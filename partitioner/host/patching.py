@@ -1,5 +1,6 @@
 """Making ``MLModel.predict`` work where Core ML is not."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,36 +35,75 @@ def patch_coremltools(policy: str | Policy = STORAGE16) -> Iterator[None]:
         KeyError: From ``predict``, as on macOS: the model has no such input.
         TypeError: From ``predict``, as on macOS: an image input is given something else, or an image of another mode.
     """
-    from coremltools.models import MLModel
-    from coremltools.models.model import MLState
-
     host = _Host(get_policy(policy))
-    originals: dict[str, Callable[..., Any]] = {name: getattr(MLModel, name) for name in ("predict", "make_state")}
-
-    def predict(self: Any, data: Any, state: Any = None) -> Any:
-        if _is_core_mls(self):
-            return originals["predict"](self, data, state)
-        host.program(self)
-        MLModel._check_predict_data(data)
-        items = data if isinstance(data, list) else [data]
-        for item in items:
-            # Core ML Tools' own check of names and image modes, with its errors.
-            self._verify_input_dict(item)
-        results = [host.predict(self, item, state) for item in items]
-        return results if isinstance(data, list) else results[0]
-
-    def make_state(self: Any) -> Any:
-        if _is_core_mls(self):
-            return originals["make_state"](self)
-        program, function = host.program(self)
-        return MLState(HostState(program, function))
-
-    MLModel.predict, MLModel.make_state = predict, make_state
+    _begin(host)
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(MLModel, name, original)
+        _end(host)
+
+
+_PATCHED = ("predict", "make_state")
+_lock = threading.Lock()
+_open: list["_Host"] = []
+"""The hosts of the contexts that are open, in the order in which they began; the last one answers."""
+
+_originals: dict[str, Callable[..., Any]] = {}
+"""Methods of ``MLModel`` by name, kept while a context is open. Contexts may end in any order, on any thread."""
+
+
+def _begin(host: "_Host") -> None:
+    from coremltools.models import MLModel
+
+    with _lock:
+        if not _open:
+            _originals.update({name: getattr(MLModel, name) for name in _PATCHED})
+            MLModel.predict, MLModel.make_state = _predict, _make_state
+        _open.append(host)
+
+
+def _end(host: "_Host") -> None:
+    from coremltools.models import MLModel
+
+    with _lock:
+        _open.remove(host)
+        if not _open:
+            for name in _PATCHED:
+                setattr(MLModel, name, _originals[name])
+
+
+def _host_of(model: Any) -> "_Host | None":
+    """Returns the host that answers for a model, or None where Core ML itself does."""
+    if model._spec.WhichOneof("Type") != "mlProgram" and model.__proxy__ is not None:
+        return None
+    with _lock:
+        return _open[-1] if _open else None
+
+
+def _predict(self: Any, data: Any, state: Any = None) -> Any:
+    """Stands in for ``MLModel.predict``."""
+    host = _host_of(self)
+    if host is None:
+        return _originals["predict"](self, data, state)
+    host.program(self)
+    type(self)._check_predict_data(data)
+    items = data if isinstance(data, list) else [data]
+    for item in items:
+        # Core ML Tools' own check of names and image modes, with its errors.
+        self._verify_input_dict(item)
+    results = [host.predict(self, item, state) for item in items]
+    return results if isinstance(data, list) else results[0]
+
+
+def _make_state(self: Any) -> Any:
+    """Stands in for ``MLModel.make_state``."""
+    from coremltools.models.model import MLState
+
+    host = _host_of(self)
+    if host is None:
+        return _originals["make_state"](self)
+    program, function = host.program(self)
+    return MLState(HostState(program, function))
 
 
 class HostState:
@@ -124,11 +164,6 @@ class _Host:
             return program.predict(given, None if state is None else state.__proxy__.states, function.name)
         except ExecutionError as error:
             raise ExecutionError(f"{_FAILED}: {error}") from error
-
-
-def _is_core_mls(model: Any) -> bool:
-    """Whether only Core ML can run a model, and is there to do so."""
-    return bool(model._spec.WhichOneof("Type") != "mlProgram" and model.__proxy__ is not None)
 
 
 def _as_declared(feature: Feature | None, value: Any) -> Any:

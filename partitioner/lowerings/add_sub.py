@@ -10,21 +10,16 @@ import numpy as np
 from coremltools.converters.mil.frontend.torch.ops import _get_inputs, promote_input_dtypes
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
+from partitioner.lowerings.arguments import argument
 from partitioner.lowerings.registry import Converter, get_converter, set_converter
 
 
-def _factor(node: Any) -> float | int:
-    if len(node.inputs) > 2:
-        return node.inputs[2]
-    return (node.kwinputs or {}).get("alpha", (1,))[0]
-
-
-def _with_factor(plain: Converter, operation: Any) -> Converter:
+def _with_factor(stock: Converter, operation: Any) -> Converter:
     def convert(context: Any, node: Any) -> None:
-        alpha = _factor(node)
+        alpha = argument(node, 2, "alpha", 1)
         node.inputs = node.inputs[:2]
         if alpha == 1:
-            plain(context, node)
+            stock(context, node)
             return
         x, y = _get_inputs(context, node, expected=2)
         if node.kind == "rsub":

@@ -10,6 +10,7 @@ from coremltools.converters.mil.frontend.torch.ops import _get_inputs, promote_i
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import types
 
+from partitioner.lowerings.arguments import argument
 from partitioner.lowerings.registry import set_converter
 
 _FACTORS = 3
@@ -18,7 +19,7 @@ _FACTORS = 3
 @set_converter("addmm", "baddbmm")
 def _scaled_product(context: Any, node: Any) -> None:
     x, first, second = _get_inputs(context, node, expected=[3, 4, 5])[:_FACTORS]
-    beta, alpha = _factor(node, 0, "beta"), _factor(node, 1, "alpha")
+    beta, alpha = argument(node, _FACTORS + 0, "beta", 1), argument(node, _FACTORS + 1, "alpha", 1)
     product = mb.matmul(x=first, y=second)
     if alpha != 1:
         product = _times(product, alpha)
@@ -29,12 +30,6 @@ def _scaled_product(context: Any, node: Any) -> None:
         x = _times(x, beta)
     x, product = promote_input_dtypes([x, product])
     context.add(mb.add(x=x, y=product, name=node.name))
-
-
-def _factor(node: Any, position: int, name: str) -> float | int:
-    if len(node.inputs) > _FACTORS + position:
-        return node.inputs[_FACTORS + position]
-    return (node.kwinputs or {}).get(name, (1,))[0]
 
 
 def _times(x: Any, factor: float) -> Any:

@@ -9,15 +9,14 @@ from typing import Any
 from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
+from partitioner.lowerings.arguments import argument
 from partitioner.lowerings.registry import Converter, get_converter, set_converter
 
 
-def _over_everything(plain: Converter, operation: Any) -> Converter:
+def _over_everything(stock: Converter, operation: Any) -> Converter:
     def convert(context: Any, node: Any) -> None:
-        named = node.kwinputs or {}
-        dim = node.inputs[1] if len(node.inputs) > 1 else named.get("dim", (None,))[0]
-        if dim is not None:
-            plain(context, node)
+        if argument(node, 1, "dim") is not None:
+            stock(context, node)
             return
         x = _get_inputs(context, node, min_expected=1)[0]
         index = operation(x=mb.reshape(x=x, shape=(-1,)), axis=0, keep_dims=True)

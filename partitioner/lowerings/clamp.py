@@ -14,7 +14,7 @@ from coremltools.converters.mil.mil import types
 
 from partitioner.lowerings.registry import get_converter, set_converter
 
-_plain = get_converter("clamp")
+_stock = get_converter("clamp")
 
 _HARDTANH = (-1.0, 1.0)
 
@@ -28,7 +28,7 @@ def _limits(bound: Any, unlimited: float) -> bool:
 def _clamp(context: Any, node: Any) -> None:
     x, low, high = [*_get_inputs(context, node, expected=[1, 2, 3]), None, None][:3]
     if _limits(low, -np.inf) and _limits(high, np.inf):
-        _plain(context, node)
+        _stock(context, node)
     elif _limits(low, -np.inf):
         _at_least(context, node, x, low)
     elif _limits(high, np.inf):

@@ -22,18 +22,18 @@ def _spatial(dimensions: int) -> Callable[[Any, Any], int]:
     return lambda context, node: dimensions
 
 
-def _batched(plain: Converter, spatial: Callable[[Any, Any], int]) -> Converter:
+def _batched(stock: Converter, spatial: Callable[[Any, Any], int]) -> Converter:
     def convert(context: Any, node: Any) -> None:
         x = context[node.inputs[0]]
         if x.rank != spatial(context, node) + 1:
-            plain(context, node)
+            stock(context, node)
             return
         inner = copy.copy(node)
         inner.name = f"{node.name}_batched"
         batched = mb.expand_dims(x=x, axes=(0,), name=f"{node.name}_input")
         context.add(batched)
         inner.inputs = (batched.name, *node.inputs[1:])
-        plain(context, inner)
+        stock(context, inner)
         result = context[inner.name]
         if isinstance(result, (list, tuple)):  # the values of a pool and their indices, of which Core ML has the values
             values = mb.squeeze(x=result[0], axes=(0,), name=node.name)

@@ -10,9 +10,10 @@ from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import types
 
+from partitioner.lowerings.arguments import argument
 from partitioner.lowerings.registry import Converter, get_converter, set_converter
 
-_divide = get_converter("div")
+_stock = get_converter("div")
 
 
 def _truncated(x: Any, y: Any) -> Any:
@@ -20,17 +21,12 @@ def _truncated(x: Any, y: Any) -> Any:
     return mb.mul(x=quotient, y=mb.mul(x=mb.sign(x=x), y=mb.sign(x=y)))
 
 
-def _rounding(node: Any) -> str | None:
-    named = (node.kwinputs or {}).get("rounding_mode", (None,))[0]
-    return node.inputs[2] if len(node.inputs) > 2 else named
-
-
-def _of_integers(plain: Converter, rounding: str | None = None) -> Converter:
+def _of_integers(stock: Converter, rounding: str | None = None) -> Converter:
     def convert(context: Any, node: Any) -> None:
-        mode = rounding or _rounding(node)
+        mode = rounding or argument(node, 2, "rounding_mode")
         x, y = _get_inputs(context, node, min_expected=2)[:2]
         if mode is None or not (types.is_int(x.dtype) and types.is_int(y.dtype)):
-            plain(context, node)
+            stock(context, node)
             return
         x, y = (mb.cast(x=value, dtype="int32") for value in (x, y))
         context.add(mb.floor_div(x=x, y=y) if mode == "floor" else _truncated(x, y), node.name)
@@ -38,6 +34,6 @@ def _of_integers(plain: Converter, rounding: str | None = None) -> Converter:
     return convert
 
 
-set_converter("div")(_of_integers(_divide))
-set_converter("true_divide")(_divide)
+set_converter("div")(_of_integers(_stock))
+set_converter("true_divide")(_stock)
 set_converter("floor_divide", "floordiv")(_of_integers(get_converter("floor_divide"), "floor"))

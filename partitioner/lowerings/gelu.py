@@ -11,6 +11,7 @@ from typing import Any
 from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
+from partitioner.lowerings.arguments import argument
 from partitioner.lowerings.registry import set_converter
 
 _MODES: Mapping[str, str] = MappingProxyType({"none": "EXACT", "tanh": "TANH_APPROXIMATION"})
@@ -18,7 +19,6 @@ _MODES: Mapping[str, str] = MappingProxyType({"none": "EXACT", "tanh": "TANH_APP
 
 @set_converter("gelu")
 def _gelu(context: Any, node: Any) -> None:
-    named = (node.kwinputs or {}).get("approximate", ("none",))[0]
-    approximate = node.inputs[1] if len(node.inputs) > 1 else named
+    approximate = argument(node, 1, "approximate", "none")
     x = _get_inputs(context, node, min_expected=1)[0]
     context.add(mb.gelu(x=x, mode=_MODES[approximate], name=node.name))

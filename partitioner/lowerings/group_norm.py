@@ -16,14 +16,14 @@ from partitioner.limits import HIGHEST_RANK
 from partitioner.lowerings.registry import get_converter, set_converter
 
 _EPS = 1e-5
-_of_images = get_converter("group_norm")
+_stock = get_converter("group_norm")
 
 
 @set_converter("group_norm")
 def _group_norm(context: Any, node: Any) -> None:
     x, groups, *others = _get_inputs(context, node)
     if x.rank < HIGHEST_RANK and not is_symbolic(x.shape[0]):
-        _of_images(context, node)
+        _stock(context, node)
         return
     weight, bias, eps = (*others, None, None, None)[:3]
     weight, bias = (

@@ -14,18 +14,18 @@ from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil import types
 
+from partitioner.lowerings.arguments import keyword
 from partitioner.lowerings.registry import get_converter, set_converter
 
-_plain = get_converter("index_put")
+_stock = get_converter("index_put")
 
 
 @set_converter("index_put")
 def _index_put(context: Any, node: Any) -> None:
     x, indices, values, *rest = _get_inputs(context, node, expected=(3, 4))
-    named = (node.kwinputs or {}).get("accumulate", (False,))[0]
-    accumulate = bool(rest[0].val if rest else named)
+    accumulate = bool(rest[0].val if rest else keyword(node, "accumulate", False))
     if not _is_known(x, indices):
-        _plain(context, node)
+        _stock(context, node)
         return
     axes = [axis for axis, index in enumerate(indices) if index is not None]
     places = tuple(np.broadcast_shapes(*(indices[axis].shape for axis in axes)))
@@ -33,7 +33,7 @@ def _index_put(context: Any, node: Any) -> None:
         places = ()  # a scalar, which as an input of a model has one dimension
     if places == (1,) and len(axes) < len(indices) and not accumulate:
         node.inputs = [node.inputs[0], _named(context, node, x, indices), *node.inputs[2:]]
-        _plain(context, node)
+        _stock(context, node)
         return
     order = [*axes, *(axis for axis in range(x.rank) if axis not in axes)]
     given = [_from_the_front(indices[axis], x.shape[axis]) for axis in axes]

@@ -10,14 +10,14 @@ from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
 from partitioner.lowerings.registry import get_converter, set_converter
 
-_convert_matrices = get_converter("matmul")
+_stock = get_converter("matmul")
 
 
 @set_converter("matmul")
 def _matmul(context: Any, node: Any) -> None:
     x, y = _get_inputs(context, node, expected=2)
     if y.rank != 1:
-        _convert_matrices(context, node)
+        _stock(context, node)
         return
     axes = [-1]
     if x.rank == 1:

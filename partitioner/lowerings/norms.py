@@ -15,7 +15,7 @@ from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
 from partitioner.lowerings.registry import get_converter, set_converter
 
-_of_the_input = get_converter("instance_norm")
+_stock = get_converter("instance_norm")
 
 
 @set_converter("rms_norm")
@@ -36,6 +36,6 @@ def _rms_norm(context: Any, node: Any) -> None:
 def _instance_norm(context: Any, node: Any) -> None:
     x, weight, bias, mean, variance, use_input_stats, _, eps, _ = _get_inputs(context, node, expected=9)
     if use_input_stats.val:
-        _of_the_input(context, node)
+        _stock(context, node)
         return
     context.add(mb.batch_norm(x=x, mean=mean, variance=variance, gamma=weight, beta=bias, epsilon=eps, name=node.name))

@@ -8,19 +8,18 @@ from typing import Any
 from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
+from partitioner.lowerings.arguments import argument
 from partitioner.lowerings.registry import get_converter, set_converter
 
 Amounts = list[tuple[int, int, int]]
 """Axis, elements added before, elements added after; negative ones are taken away."""
 
-_plain = get_converter("pad")
+_stock = get_converter("pad")
 
 
 def _mode(node: Any) -> str:
-    if node.kind != "pad":
-        return "constant"
-    named = (node.kwinputs or {}).get("mode", ("constant",))[0]
-    return node.inputs[2] if len(node.inputs) > 2 else named
+    mode: str = "constant" if node.kind != "pad" else argument(node, 2, "mode", "constant")
+    return mode
 
 
 def _part(x: Any, axis: int, begin: int, end: int) -> Any:
@@ -52,7 +51,7 @@ def _pad(context: Any, node: Any) -> None:
     given = node.inputs[1]
     known = isinstance(given, (list, tuple)) and all(isinstance(amount, int) for amount in given)
     if not known or (min(given, default=0) >= 0 and _mode(node) != "circular"):
-        _plain(context, node)
+        _stock(context, node)
         return
     x = _get_inputs(context, node, min_expected=2)[0]
     amounts = [(x.rank - 1 - index // 2, *given[index : index + 2]) for index in range(0, len(given), 2)]
@@ -63,4 +62,4 @@ def _pad(context: Any, node: Any) -> None:
     name = f"{node.name}_cropped"
     context.add(mb.identity(x=cropped, name=name), name)
     node.inputs = (name, tuple(max(amount, 0) for amount in given), *node.inputs[2:])
-    _plain(context, node)
+    _stock(context, node)

@@ -26,17 +26,17 @@ def set_converter(*names: str) -> Callable[[Converter], Converter]:
 
     def register(convert: Converter) -> Converter:
         for name in names:
-            plain = _TORCH_OPS_REGISTRY.name_to_func_mapping.get(name)
-            _TORCH_OPS_REGISTRY.set_func_by_name(_of_exported(convert, plain), name)
+            stock = _TORCH_OPS_REGISTRY.name_to_func_mapping.get(name)
+            _TORCH_OPS_REGISTRY.set_func_by_name(_of_exported(convert, stock), name)
         return convert
 
     return register
 
 
-def _of_exported(convert: Converter, plain: Converter | None) -> Converter:
+def _of_exported(convert: Converter, stock: Converter | None) -> Converter:
     def dispatch(context: Any, node: Any) -> None:
-        traced = plain is not None and context.frontend == TorchFrontend.TORCHSCRIPT
-        (plain if traced and plain is not None else convert)(context, node)
+        traced = stock is not None and context.frontend == TorchFrontend.TORCHSCRIPT
+        (stock if traced and stock is not None else convert)(context, node)
 
     return dispatch
 

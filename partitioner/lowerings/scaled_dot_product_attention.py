@@ -15,24 +15,25 @@ from coremltools.converters.mil.frontend.torch.ops import _get_kwinputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 
+from partitioner.lowerings.arguments import remove_keywords
 from partitioner.lowerings.registry import get_converter, set_converter
 
 _HEADS = -3
-_convert = get_converter("scaled_dot_product_attention")
+_stock = get_converter("scaled_dot_product_attention")
 
 
 @set_converter("scaled_dot_product_attention")
 def _attention(context: Any, node: Any) -> None:
     query, *shared = (context[node.inputs[position]] for position in range(3))
     (scale,) = _get_kwinputs(context, node, "scale", default=[None])
-    left_out = {"enable_gqa"} | ({"scale"} if scale is not None and _is_usual(scale.val, query.shape[-1]) else set())
-    node.kwinputs = {name: value for name, value in (node.kwinputs or {}).items() if name not in left_out}
+    is_usual = scale is not None and _is_usual(scale.val, query.shape[-1])
+    remove_keywords(node, "enable_gqa", *(["scale"] if is_usual else []))
     names = [node.inputs[0]]
     for value, name in zip(shared, node.inputs[1:3], strict=True):
         times = query.shape[_HEADS] // value.shape[_HEADS] if query.rank > 3 else 1
         names.append(name if times == 1 else _repeated(context, value, times, f"{node.name}_{name}_of_all_heads"))
     node.inputs = [*names, *node.inputs[3:]]
-    _convert(context, node)
+    _stock(context, node)
 
 
 def _is_usual(scale: Any, channels: Any) -> bool:

@@ -12,9 +12,10 @@ import numpy as np
 from coremltools.converters.mil.frontend.torch.ops import noop
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
+from partitioner.lowerings.arguments import remove_keywords
 from partitioner.lowerings.registry import get_converter, set_converter
 
-_convert_dtype = get_converter("dim_order_ops._to_dim_order_copy")
+_stock = get_converter("dim_order_ops._to_dim_order_copy")
 
 
 @set_converter("dim_order_ops._clone_dim_order", "dim_order_ops::_clone_dim_order")
@@ -29,5 +30,5 @@ def _to(context: Any, node: Any) -> None:
         dtype = np.float32 if node.meta["val"].is_floating_point() else np.int32
         context.add(mb.const(val=x.val.astype(dtype), name=node.name), node.name)
         return
-    node.kwinputs = {name: value for name, value in (node.kwinputs or {}).items() if name != "dim_order"}
-    (_convert_dtype if "dtype" in node.kwinputs else noop)(context, node)
+    remove_keywords(node, "dim_order")
+    (_stock if "dtype" in node.kwinputs else noop)(context, node)

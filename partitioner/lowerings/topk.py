@@ -5,6 +5,7 @@ Below iOS17 Core ML has them sorted only, and Core ML Tools refuses ``sorted=Fal
 
 from typing import Any
 
+from partitioner.lowerings.arguments import remove_keywords
 from partitioner.lowerings.registry import wrap_converter
 
 _SORTED = 4
@@ -13,7 +14,7 @@ _SORTED = 4
 def _sort(node: Any) -> None:
     if len(node.inputs) > _SORTED:
         node.inputs = [*node.inputs[:_SORTED], True, *node.inputs[_SORTED + 1 :]]
-    node.kwinputs = {name: value for name, value in (node.kwinputs or {}).items() if name != "sorted"}
+    remove_keywords(node, "sorted")
 
 
 wrap_converter("topk", _sort)

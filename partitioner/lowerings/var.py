@@ -8,25 +8,22 @@ from typing import Any
 from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
+from partitioner.lowerings.arguments import argument, keyword
 from partitioner.lowerings.registry import Converter, get_converter, set_converter
 
 _UNBIASED = 1
 
 
-def _given(node: Any, position: int, name: str) -> Any:
-    return node.inputs[position] if len(node.inputs) > position else (node.kwinputs or {}).get(name, (None,))[0]
-
-
-def _of_everything(plain: Converter, kind: str) -> Converter:
+def _of_everything(stock: Converter, kind: str) -> Converter:
     def convert(context: Any, node: Any) -> None:
         x = _get_inputs(context, node, min_expected=1)[0]
         name = "unbiased" if kind in ("var", "std") else "correction"
-        dims = None if name == "unbiased" else _given(node, 1, "dim")
+        dims = None if name == "unbiased" else argument(node, 1, "dim")
         known = all(isinstance(size, int) for size in x.shape)
         if not known or (dims is not None and dims != () and dims != []):
-            plain(context, node)
+            stock(context, node)
             return
-        given = _given(node, 1, name) if name == "unbiased" else (node.kwinputs or {}).get(name, (None,))[0]
+        given = argument(node, 1, name) if name == "unbiased" else keyword(node, name)
         correction = _UNBIASED if given is None else float(given)
         flat = mb.reshape(x=x, shape=(-1,))
         centered = mb.sub(x=flat, y=mb.reduce_mean(x=flat, axes=(0,), keep_dims=True))

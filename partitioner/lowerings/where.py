@@ -12,19 +12,19 @@ from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
 from partitioner.lowerings.registry import get_converter, set_converter
 
-_plain = get_converter("where.self")
+_stock = get_converter("where.self")
 
 
 @set_converter("where.self", "where.scalarself", "where.scalarother", "where.scalar")
 def _where(context: Any, node: Any) -> None:
     if len(node.inputs) != 3:
-        _plain(context, node)
+        _stock(context, node)
         return
     condition, x, y = _get_inputs(context, node, expected=3)
     x, y = promote_input_dtypes([x, y])
     scalars = [len(value.shape) == 0 for value in (condition, x, y)]
     if not any(scalars):
-        _plain(context, node)
+        _stock(context, node)
         return
     if not all(scalars):
         condition, x, y = pymil_broadcast_tensors([condition, x, y])

@@ -1,6 +1,5 @@
 """What a lowering did: which operations went to Core ML, which did not and why, and what would change it."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,23 +9,9 @@ import coremltools as ct
 from torch.fx import Node
 
 from partitioner.graph.nodes import op_name, source_line
+from partitioner.refusals import Refusal
 from partitioner.support.compute import cost
 from partitioner.support.requirements import Requirement, describe
-
-# Pattern of a reason -> what mends it.
-_REMEDIES = (
-    (r"listed in skip_ops", "take it off skip_ops_for_coreml_delegation"),
-    (r"conversion fails", "write the model with other operations, or choose a newer deployment target"),
-    (r"cheap operation", "CoreMLPartitioner(delegate_islands=True)"),
-    (r"no converter", "write the model with other operations"),
-    (r"bfloat16", "convert the model: model.float()"),
-    (r"takes no torch\.|returns no torch\.", "give the model float or int32 inputs and outputs"),
-    (r"outside int32", "use smaller integers"),
-    (r"rank", "merge dimensions before the operation"),
-    (r"dimension order", "return contiguous tensors"),
-    (r"constant", "take_over_constant_data=True, and no computed scales or tables"),
-    (r"booleans only", "use arithmetic in place of bits"),
-)
 
 
 @dataclass(frozen=True)
@@ -100,7 +85,7 @@ class LoweringReport:
 
 
 def make_report(
-    decisions: Mapping[Node, str | None],
+    decisions: Mapping[Node, Refusal | None],
     partitions: int,
     target: ct.target | None,
     needs: Sequence[Requirement],
@@ -115,11 +100,13 @@ def make_report(
         needs: What the program asks of the device.
         given: Whether the user gave the deployment target.
     """
-    counts = Counter((op_name(node), reason) for node, reason in decisions.items() if "getitem" not in op_name(node))
-    sources = {(op_name(n), reason): source_line(n.meta.get("stack_trace")) for n, reason in decisions.items()}
+    counts = Counter((op_name(node), found) for node, found in decisions.items() if "getitem" not in op_name(node))
+    sources = {(op_name(node), found): source_line(node.meta.get("stack_trace")) for node, found in decisions.items()}
     rows = [
-        ReportRow(op, count, reason is None, reason, _remedy(reason), sources[op, reason])
-        for (op, reason), count in counts.items()
+        ReportRow(op, count, True, source=sources[op, found])
+        if found is None
+        else ReportRow(op, count, False, found.reason, found.remedy, sources[op, found])
+        for (op, found), count in counts.items()
     ]
     rows.sort(key=lambda row: (row.delegated, -row.count, row.op))
     total = sum(map(cost, decisions))
@@ -128,9 +115,3 @@ def make_report(
     return LoweringReport(
         tuple(rows), partitions, None if target is None else target.name, asked, taken / total if total else 1.0
     )
-
-
-def _remedy(reason: str | None) -> str | None:
-    if reason is None:
-        return None
-    return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), None)

@@ -7,6 +7,7 @@ from torch.fx import Node
 
 from partitioner.graph.nodes import argument, op_name
 from partitioner.limits import INDEX_BITS
+from partitioner.refusals import Refusal
 from partitioner.support.requirements import RANGE_ARGUMENTS
 
 _INTEGER_BITS = (4, 8)
@@ -14,7 +15,7 @@ _WIDEST = 255
 _INDICES = "indices of lookup tables"
 
 
-def storage_notes(decisions: Mapping[Node, str | None], constants: frozenset[str]) -> list[str]:
+def storage_notes(decisions: Mapping[Node, Refusal | None], constants: frozenset[str]) -> list[str]:
     """Lines for the report.
 
     Args:

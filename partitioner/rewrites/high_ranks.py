@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the quantizations
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from partitioner.graph.nodes import tensor_of
+from partitioner.graph.nodes import ROUNDINGS, tensor_of
 from partitioner.graph.ranks import is_high
 from partitioner.graph.strides import follow_strides, have_same_strides
 from partitioner.graph.writing import replace_node, write_call, write_contiguous, write_viewable
@@ -29,9 +28,6 @@ _VIEWS = frozenset({_ATEN.view.default, _ATEN.reshape.default})
 _ALONG_ONE = frozenset({_ATEN.unbind.int, _ATEN.select.int, _ATEN.max.dim, _ATEN.min.dim})
 # The same, where the argument is a list of dimensions.
 _ALONG_SEVERAL = frozenset({_ATEN.amax.default, _ATEN.amin.default, _ATEN.sum.dim_IntList, _ATEN.mean.dim})
-
-_QUANTIZED = torch.ops.quantized_decomposed
-_ROUNDINGS = frozenset({_QUANTIZED.quantize_per_tensor.default, _QUANTIZED.dequantize_per_tensor.default})
 
 
 class _Grouped(NamedTuple):
@@ -89,8 +85,8 @@ def _grouped(value: Node) -> _Grouped | None:
     order: list[int] = list(range(tensor_of(value).dim()))  # type: ignore[union-attr]
     view: Any = value
     roundings: list[Node] = []
-    while view.target in _ROUNDINGS or view.target == _ATEN.permute.default:
-        if view.target in _ROUNDINGS:
+    while view.target in ROUNDINGS or view.target == _ATEN.permute.default:
+        if view.target in ROUNDINGS:
             roundings.insert(0, view)
         else:
             dims: Any = view.args[1]

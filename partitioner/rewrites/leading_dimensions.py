@@ -11,18 +11,15 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers the quantizations
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from partitioner.graph.nodes import argument, tensor_of
+from partitioner.graph.nodes import ROUNDINGS, argument, tensor_of
 from partitioner.graph.ranks import is_high
 from partitioner.graph.strides import follow_strides, have_same_strides
 from partitioner.graph.writing import replace_node, write_call, write_viewable
 
 _ATEN = torch.ops.aten
-_QUANTIZED = torch.ops.quantized_decomposed
-_ROUNDINGS = frozenset({_QUANTIZED.quantize_per_tensor.default, _QUANTIZED.dequantize_per_tensor.default})
 
 
 def _along_last(node: Node) -> bool:
@@ -83,7 +80,7 @@ def merge_leading_dimensions(program: ExportedProgram) -> None:
 
 def _is_local(node: Node, merged: Mapping[Node, Node]) -> bool:
     """Whether a call works on (places, last dimension) alike. Quantizations do; they follow what is merged already."""
-    if node.target in _ROUNDINGS:
+    if node.target in ROUNDINGS:
         return node.args[0] in merged
     is_local = _LOCAL.get(node.target)
     if is_local is None or not is_local(node):

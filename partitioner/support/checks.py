@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from partitioner.graph.nodes import argument, tensor_of
+from partitioner.graph.nodes import argument, op_name, tensor_of
+from partitioner.refusals import Kind, Refusal
 
 Check = Callable[[Node], str | None]
 
@@ -214,3 +215,19 @@ CONSTANT_OPERANDS: Mapping[str, tuple[int, ...]] = MappingProxyType(
         "quantized_decomposed.dequantize_per_channel.default": (1, 2),
     }
 )
+
+_KINDS: Mapping[Check, Kind] = MappingProxyType(
+    {
+        _integer_bits: Kind.INTEGER_BITS,
+        _of_numbers: Kind.INTEGER_BITS,
+        _constant_qparams: Kind.COMPUTED_OPERAND,
+    }
+)
+"""Checks whose refusals have a remedy; those of all others are about the arguments of the operator call."""
+
+
+def check(node: Node) -> Refusal | None:
+    """Returns why the converter of an operator does not do what this call of it means, or None."""
+    known = CHECKS.get(op_name(node))
+    reason = None if known is None else known(node)
+    return None if known is None or reason is None else Refusal(_KINDS.get(known, Kind.ARGUMENTS), reason)

@@ -16,7 +16,8 @@ from partitioner.graph.nodes import constant_names, constant_values, op_name, sk
 from partitioner.graph.ranks import rank_refusal
 from partitioner.limits import BOUNDARY_DTYPES, INNER_DTYPES
 from partitioner.lowerings import has_converter
-from partitioner.support.checks import CHECKS, CONSTANT_OPERANDS
+from partitioner.refusals import Kind, Refusal
+from partitioner.support.checks import CONSTANT_OPERANDS, check
 from partitioner.support.integers import scalar_refusal, wide_constants
 
 
@@ -29,19 +30,23 @@ class Rejection:
         node: The node's name.
         reason: Why Core ML does not take it.
         source: The line of the model that made it, when known.
+        kind: What is in the way.
+        remedy: What would change it, when known.
     """
 
     op: str
     node: str
     reason: str
     source: str | None = None
+    kind: Kind = Kind.ARGUMENTS
+    remedy: str | None = None
 
     def __str__(self) -> str:
         place = f" ({self.source})" if self.source else ""
         return f"{self.op} [{self.node}]{place}: {self.reason}"
 
 
-def refusal(node: Node, skipped: frozenset[str], constants: frozenset[str]) -> str | None:
+def refusal(node: Node, skipped: frozenset[str], constants: frozenset[str]) -> Refusal | None:
     """The reason why Core ML does not take a node by itself, or None.
 
     Args:
@@ -50,35 +55,35 @@ def refusal(node: Node, skipped: frozenset[str], constants: frozenset[str]) -> s
         constants: Names of the values that the Core ML model will hold; see `partitioner.graph.nodes.constant_values`.
     """
     if skipped and skip_names(node) & skipped:
-        return "listed in skip_ops_for_coreml_delegation"
+        return Refusal(Kind.SKIPPED, "listed in skip_ops_for_coreml_delegation")
     if node.target is operator.getitem:
         return None
     if not callable(node.target) or not has_converter(node.target):
-        return "Core ML Tools has no converter for it"
-    check = CHECKS.get(op_name(node))
-    reason = check(node) if check is not None else None
-    return reason or _computed_operand(node, constants) or _dtype_refusal(node) or scalar_refusal(node)
+        return Refusal(Kind.NO_CONVERTER, "Core ML Tools has no converter for it")
+    return check(node) or _computed_operand(node, constants) or _dtype_refusal(node) or scalar_refusal(node)
 
 
-def _computed_operand(node: Node, constants: frozenset[str]) -> str | None:
+def _computed_operand(node: Node, constants: frozenset[str]) -> Refusal | None:
     operands = [
         node.args[position] for position in CONSTANT_OPERANDS.get(op_name(node), ()) if position < len(node.args)
     ]
     computed = [operand.name for operand in operands if isinstance(operand, Node) and operand.name not in constants]
-    return f"{', '.join(map(repr, computed))} would have to be constant in Core ML" if computed else None
+    if not computed:
+        return None
+    return Refusal(Kind.COMPUTED_OPERAND, f"{', '.join(map(repr, computed))} would have to be constant in Core ML")
 
 
-def _dtype_refusal(node: Node) -> str | None:
+def _dtype_refusal(node: Node) -> Refusal | None:
     for value in (node, *node.all_input_nodes):
         tensor = tensor_of(value)
         if tensor is not None and tensor.dtype not in INNER_DTYPES:
-            return f"Core ML has no dtype {tensor.dtype}"
+            return Refusal(Kind.DTYPE, f"Core ML has no dtype {tensor.dtype}")
     return None
 
 
 def decide(
     program: ExportedProgram, skipped: Iterable[str] = (), take_over_constants: bool = True
-) -> dict[Node, str | None]:
+) -> dict[Node, Refusal | None]:
     """Decides every operation of an edge program.
 
     Args:
@@ -93,7 +98,7 @@ def decide(
     known = constant_values(program, take_over_constants)
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     wide = dict(wide_constants(program))
-    decisions: dict[Node, str | None] = {}
+    decisions: dict[Node, Refusal | None] = {}
     for node in nodes:
         reason = scalar_refusal(node) or next((wide[i.name] for i in node.all_input_nodes if i.name in wide), None)
         decisions[node] = refusal(node, names, known) or reason
@@ -105,7 +110,7 @@ def decide(
 
 
 def refuse_exposed(
-    program: ExportedProgram, decisions: dict[Node, str | None], known: frozenset[str] | None = None
+    program: ExportedProgram, decisions: dict[Node, Refusal | None], known: frozenset[str] | None = None
 ) -> None:
     """Refuses, in `decisions`, every operation that would show the outside a value Core ML can only hold inside.
 
@@ -128,7 +133,7 @@ def refuse_exposed(
         decisions.update(exposed)
 
 
-def crossing_refusals(groups: Sequence[Sequence[Node]]) -> dict[Node, str]:
+def crossing_refusals(groups: Sequence[Sequence[Node]]) -> dict[Node, Refusal]:
     """Reasons to refuse what would pass between partitions in a dtype that no Core ML model takes or returns."""
     home = {node: index for index, group in enumerate(groups) for node in group}
     found = {}
@@ -136,16 +141,20 @@ def crossing_refusals(groups: Sequence[Sequence[Node]]) -> dict[Node, str]:
         for value in node.all_input_nodes:
             tensor = tensor_of(value)
             if tensor is not None and tensor.dtype not in BOUNDARY_DTYPES and home.get(value, index) != index:
-                found[value] = (
-                    f"its result passes between two partitions, and Core ML returns no {tensor.dtype} outputs"
+                found[value] = Refusal(
+                    Kind.BOUNDARY_DTYPE,
+                    f"its result passes between two partitions, and Core ML returns no {tensor.dtype} outputs",
                 )
-                found[node] = f"it reads {value.name!r} from another partition; Core ML takes no {tensor.dtype} inputs"
+                found[node] = Refusal(
+                    Kind.BOUNDARY_DTYPE,
+                    f"it reads {value.name!r} from another partition; Core ML takes no {tensor.dtype} inputs",
+                )
     return found
 
 
 def _exposed(
-    node: Node, decisions: Mapping[Node, str | None], constants: frozenset[str], known: frozenset[str]
-) -> str | None:
+    node: Node, decisions: Mapping[Node, Refusal | None], constants: frozenset[str], known: frozenset[str]
+) -> Refusal | None:
     return (
         _exposed_dtype(node, decisions, constants)
         or _exposed_layout(node, decisions)
@@ -153,33 +162,42 @@ def _exposed(
     )
 
 
-def _exposed_dtype(node: Node, decisions: Mapping[Node, str | None], constants: frozenset[str]) -> str | None:
+def _exposed_dtype(node: Node, decisions: Mapping[Node, Refusal | None], constants: frozenset[str]) -> Refusal | None:
     for value in node.all_input_nodes:
         tensor = tensor_of(value)
         if tensor is None or tensor.dtype in BOUNDARY_DTYPES:
             continue
         if value.name not in constants and decisions.get(value, "outside") is not None:
-            return f"it reads {value.name!r} from outside Core ML, which takes no {tensor.dtype} inputs"
+            return Refusal(
+                Kind.BOUNDARY_DTYPE,
+                f"it reads {value.name!r} from outside Core ML, which takes no {tensor.dtype} inputs",
+            )
     tensor = tensor_of(node)
     if tensor is None or tensor.dtype in BOUNDARY_DTYPES:
         return None
     if any(decisions.get(user, "outside") is not None for user in node.users):
-        return f"its result is needed outside Core ML, which returns no {tensor.dtype} outputs"
+        return Refusal(
+            Kind.BOUNDARY_DTYPE, f"its result is needed outside Core ML, which returns no {tensor.dtype} outputs"
+        )
     return None
 
 
-def _exposed_layout(node: Node, decisions: Mapping[Node, str | None]) -> str | None:
+def _exposed_layout(node: Node, decisions: Mapping[Node, Refusal | None]) -> Refusal | None:
     """Refuses a copy into another memory format that is seen from outside: Core ML's results are contiguous."""
     if "dim_order" not in node.kwargs or all(decisions.get(user, "outside") is None for user in node.users):
         return None
     order = list(node.kwargs["dim_order"] or ())  # type: ignore[arg-type]
-    return None if order == sorted(order) else f"its result is needed outside Core ML in dimension order {order}"
+    if order == sorted(order):
+        return None
+    return Refusal(Kind.DIMENSION_ORDER, f"its result is needed outside Core ML in dimension order {order}")
 
 
-def rejections(decisions: Mapping[Node, str | None]) -> list[Rejection]:
+def rejections(decisions: Mapping[Node, Refusal | None]) -> list[Rejection]:
     """The refused operations, in graph order."""
     return [
-        Rejection(op_name(node), node.name, reason, source_line(node.meta.get("stack_trace")))
-        for node, reason in decisions.items()
-        if reason is not None
+        Rejection(
+            op_name(node), node.name, found.reason, source_line(node.meta.get("stack_trace")), found.kind, found.remedy
+        )
+        for node, found in decisions.items()
+        if found is not None
     ]

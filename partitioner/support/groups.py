@@ -7,17 +7,18 @@ from torch.fx import Node
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import create_op_support
 
+from partitioner.refusals import Refusal
 from partitioner.support.decide import crossing_refusals, refuse_exposed
 from partitioner.support.small_groups import tiny_islands
 
 Groups = Sequence[Sequence[Node]]
-Decisions = dict[Node, str | None]
+Decisions = dict[Node, Refusal | None]
 
 
 def group(
     program: ExportedProgram,
     decisions: Decisions,
-    failures: Callable[[Groups], dict[Node, str]] | None = None,
+    failures: Callable[[Groups], dict[Node, Refusal]] | None = None,
     *,
     delegate_islands: bool = False,
 ) -> Groups:

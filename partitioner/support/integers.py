@@ -10,12 +10,13 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from partitioner.graph.nodes import tensor_of
+from partitioner.refusals import Kind, Refusal
 
 _SCALARS = ("number", "scalar", "tensor")  # an exported program may have a number in place of a tensor
 _RANGE = torch.iinfo(torch.int32)
 
 
-def scalar_refusal(node: Node) -> str | None:
+def scalar_refusal(node: Node) -> Refusal | None:
     """The reason to refuse an operation on integers for one of its scalar arguments, or None.
 
     Sizes, bounds and dimensions are not scalars in the operator's schema; there, the largest int64 means "to the end".
@@ -28,10 +29,10 @@ def scalar_refusal(node: Node) -> str | None:
         for position, argument in enumerate(schema.arguments)
         if any(kind in str(argument.type).lower() for kind in _SCALARS)
     ]
-    return next((_reason(f"{name}={value}") for name, value in values if _is_too_wide(value)), None)
+    return next((_refusal(f"{name}={value}") for name, value in values if _is_too_wide(value)), None)
 
 
-def wide_constants(program: ExportedProgram) -> Mapping[str, str]:
+def wide_constants(program: ExportedProgram) -> Mapping[str, Refusal]:
     """Finds the constant tensors of a program with integers outside int32.
 
     Returns:
@@ -44,7 +45,7 @@ def wide_constants(program: ExportedProgram) -> Mapping[str, str]:
         value = program.constants.get(source, program.state_dict.get(source))
         wide = _widest(value) if isinstance(value, torch.Tensor) else None
         if wide is not None:
-            found[name] = _reason(f"the constant {name!r} holds {wide}")
+            found[name] = _refusal(f"the constant {name!r} holds {wide}")
     return found
 
 
@@ -70,5 +71,6 @@ def _is_too_wide(value: Any) -> bool:
     return integer and not _RANGE.min <= int(value) <= _RANGE.max
 
 
-def _reason(what: str) -> str:
-    return f"{what}, and Core ML has no integers outside int32 ({_RANGE.min} to {_RANGE.max})"
+def _refusal(what: str) -> Refusal:
+    reason = f"{what}, and Core ML has no integers outside int32 ({_RANGE.min} to {_RANGE.max})"
+    return Refusal(Kind.WIDE_INTEGER, reason)

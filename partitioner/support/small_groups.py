@@ -13,12 +13,12 @@ element-wise operations on small tensors between two operations on the CPU take 
 import operator
 from collections.abc import Collection, Mapping, Sequence
 
-import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from partitioner.graph.nodes import op_name
+from partitioner.refusals import Kind, Refusal
 from partitioner.support.compute import cost, is_product
+from partitioner.support.kernels import runs_outside
 
 MOST_OPERATIONS = 8
 MOST_ELEMENTS = 2**16
@@ -30,8 +30,8 @@ REASON = (
 
 
 def tiny_islands(
-    program: ExportedProgram, groups: Sequence[Sequence[Node]], decisions: Mapping[Node, str | None]
-) -> dict[Node, str]:
+    program: ExportedProgram, groups: Sequence[Sequence[Node]], decisions: Mapping[Node, Refusal | None]
+) -> dict[Node, Refusal]:
     """Finds the partitions that should stay on the CPU.
 
     Args:
@@ -48,7 +48,7 @@ def tiny_islands(
         if _is_cheap(group) and _is_between(group, decisions, buffers):
             operations = [node for node in group if node.target is not operator.getitem]
             reason = REASON.format(count=len(operations), s="" if len(operations) == 1 else "s")
-            found.update(dict.fromkeys(group, reason))
+            found.update(dict.fromkeys(group, Refusal(Kind.SMALL_PARTITION, reason)))
     return found
 
 
@@ -56,12 +56,12 @@ def _is_cheap(group: Sequence[Node]) -> bool:
     operations = [node for node in group if node.target is not operator.getitem]
     return (
         len(operations) <= MOST_OPERATIONS
-        and all(_has_kernel(node) and not is_product(node) for node in operations)
+        and all(runs_outside(node) and not is_product(node) for node in operations)
         and sum(map(cost, operations)) <= MOST_ELEMENTS
     )
 
 
-def _is_between(group: Sequence[Node], decisions: Mapping[Node, str | None], buffers: Collection[Node]) -> bool:
+def _is_between(group: Sequence[Node], decisions: Mapping[Node, Refusal | None], buffers: Collection[Node]) -> bool:
     inside = set(group)
     read = {value for node in group for value in node.all_input_nodes if value not in inside}
     users = {user for node in group for user in node.users if user not in inside}
@@ -72,12 +72,6 @@ def _is_between(group: Sequence[Node], decisions: Mapping[Node, str | None], buf
         and bool(users)
         and all(decisions.get(user) is not None for user in users)
     )
-
-
-def _has_kernel(node: Node) -> bool:
-    target = getattr(node.target, "_op", node.target)
-    core = isinstance(target, torch._ops.OpOverload) and torch.Tag.core in target.tags
-    return core or op_name(node).startswith("dim_order_ops.")
 
 
 def _mutable(program: ExportedProgram) -> set[Node]:

@@ -112,11 +112,11 @@ class AtStockPlaces(CoreMLQuantizer):
                 if stock_spec is None:
                     continue
                 if rule is not None and rule.weight is not None and source is operand(node, rule.weight.position):
-                    places.weight(source, node, spec.weight.along(axis))
+                    places.quantize_weight(source, node, spec.weight.along(axis))
                 else:
-                    places.edge(source, node, spec.input)
+                    places.quantize_edge(source, node, spec.input)
             if found.output_qspec is not None:
-                places.output(node, spec.output)
+                places.quantize_output(node, spec.output)
         places.annotate(nodes)
         self._placement = Placement(tuple(places.weights), frozenset(places.sources))
         prepare_kind.plant(model)

@@ -3,7 +3,6 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.export_utils import _EXPORTED_TRAINING_ATTR as MODE
 
+from coreml_quantizer.graph.convolutions import LAYERS, transposed_groups
 from coreml_quantizer.graph.modes import trains
 from coreml_quantizer.graph.stochastic_depth import AXES
 from coreml_quantizer.placement.annotator import Placement
@@ -32,28 +32,6 @@ aten = torch.ops.aten
 
 Edge = tuple[Node, Node]
 
-FOLDING: Mapping[Any, int] = MappingProxyType(
-    {
-        aten.conv1d.default: 0,
-        aten.conv2d.default: 0,
-        aten.conv3d.default: 0,
-        aten.conv1d.padding: 0,
-        aten.conv2d.padding: 0,
-        aten.conv3d.padding: 0,
-        aten.linear.default: 0,
-        aten.conv_transpose1d.default: 1,
-        aten.conv_transpose2d.input: 1,
-        aten.conv_transpose3d.input: 1,
-    }
-)
-"""Operators that absorb a batch norm behind them, with the axis of the output channels of their weight. Grouped
-transposed convolutions are left out: their output channels lie on two axes."""
-
-_GROUPS: Mapping[Any, int] = {
-    aten.conv_transpose1d.default: 6,
-    aten.conv_transpose2d.input: 6,
-    aten.conv_transpose3d.input: 6,
-}
 FINISHER = "_finisher"
 _COUNTER = "num_batches_tracked"
 
@@ -109,12 +87,11 @@ class _Folded:
 
 
 def _absorbs(layer: Node, batch_norm: HiddenBatchNorm) -> bool:
-    position = _GROUPS.get(layer.target)
-    grouped = position is not None and len(layer.args) > position and layer.args[position] != 1
+    grouped = transposed_groups(layer) != 1  # its output channels lie on two axes
     has_statistics = isinstance(batch_norm.args[3], Node) and isinstance(batch_norm.args[4], Node)
     # A linear layer has its channels on the last axis, a batch norm on axis 1.
     misaligned = layer.target is torch.ops.aten.linear.default and layer.meta["val"].ndim > 2
-    return layer.target in FOLDING and len(layer.users) == 1 and has_statistics and not grouped and not misaligned
+    return layer.target in LAYERS and len(layer.users) == 1 and has_statistics and not grouped and not misaligned
 
 
 def _weight_edge(layer: Node) -> Edge:
@@ -135,7 +112,7 @@ def _quantizers_of(
         quantizer = fake_quantizer_of(observer, constant.meta["val"])
         batch_norm = folded.by_layer.get(layer)
         if batch_norm is not None:
-            made[id(observer)] = FoldedWeight(quantizer, FOLDING[layer.target], batch_norm.module.eps)
+            made[id(observer)] = FoldedWeight(quantizer, LAYERS[layer.target], batch_norm.module.eps)
         else:
             made[id(observer)] = quantizer
     for observer in observers.values():

@@ -16,12 +16,10 @@ from torch import Tensor
 
 from coreml_quantizer.estimators import MinMaxObserver, RangeObserver
 from coreml_quantizer.estimators.base import channels_first
-from coreml_quantizer.estimators.qparams import choose_qparams_on_cpu
+from coreml_quantizer.estimators.qparams import SMALLEST_HALF_SCALE, SMALLEST_SCALE, choose_qparams_on_cpu
 from coreml_quantizer.specs import IntegerStorage, Scheme
 
-_SMALLEST_HALF_SCALE = 2.0**-20
-_LARGEST_HALF = 65504.0
-_SMALLEST_SCALE = 2.0**-120
+_LARGEST_HALF = torch.finfo(torch.float16).max
 _LARGEST_SINGLE = 3.4028234663852886e38
 
 Singles = npt.NDArray[np.float32]
@@ -102,8 +100,8 @@ def _usable(scale: float) -> float:
     """Returns 1 for zero, else the smallest float16 number that is not below `scale`, where float16 is fine enough."""
     if scale == 0.0:
         return 1.0
-    scale = max(scale, _SMALLEST_SCALE)
-    if not _SMALLEST_HALF_SCALE <= scale <= _LARGEST_HALF:
+    scale = max(scale, SMALLEST_SCALE)
+    if not SMALLEST_HALF_SCALE <= scale <= _LARGEST_HALF:
         return scale
     (bits,) = struct.unpack("H", struct.pack("e", scale))
     (half,) = struct.unpack("e", struct.pack("e", scale))
@@ -121,7 +119,7 @@ def choose_grids(low: Singles, high: Singles, storage: IntegerStorage, scheme: S
     if scheme is Scheme.SYMMETRIC:
         steps = storage.quant_max - storage.quant_min
         scale = np.maximum(-low, high) / np.float32(steps / 2)
-        if scale.min() >= _SMALLEST_HALF_SCALE and scale.max() <= _LARGEST_HALF:
+        if scale.min() >= SMALLEST_HALF_SCALE and scale.max() <= _LARGEST_HALF:
             half = scale.astype(np.float16)
             # The next float16 number, of a positive one.
             half.view(np.uint16)[:] += half < scale

@@ -5,7 +5,6 @@ that caused it, and `take_error` hands it to whoever called the runtime.
 """
 
 import hashlib
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,8 @@ from typing import Protocol
 
 import torch
 
+from partitioner.errors import BlobError
+from partitioner.format.reference import read_reference
 from partitioner.host.errors import ExecutionError, ProgramFormatError
 from partitioner.host.execution.executor import Observer
 from partitioner.host.execution.policy import STORAGE16, Policy
@@ -22,7 +23,6 @@ from partitioner.host.execution.tracing import event_name
 from partitioner.host.loading import Program, load
 from partitioner.host.mil.model import Op
 
-_REFERENCE_MAGIC = b"CMJR"
 # Programs of this many blob bytes in all stay loaded, so that running the same `.pte` again need not read it again.
 _KEPT_BLOB_BYTES = 64 << 20
 
@@ -175,9 +175,7 @@ def open_delegate(
         HostError: The blob is unreadable or uses what this runtime does not define.
     """
     with _kept_error():
-        function: str | None = None
-        if blob[:4] == _REFERENCE_MAGIC:
-            blob, function = _follow_reference(blob, named_data, method)
+        blob, function = _followed(blob, named_data, method)
         program = _cache.get(blob, _chosen_policy.get() or _default_policy)
         if function is not None and function not in program.functions:
             raise ProgramFormatError(
@@ -212,15 +210,18 @@ def _store(argument: Argument, result: torch.Tensor) -> None:
     argument.view().copy_(result)
 
 
-def _follow_reference(blob: bytes, named_data: Callable[[str], bytes], method: str) -> tuple[bytes, str | None]:
+def _followed(blob: bytes, named_data: Callable[[str], bytes], method: str) -> tuple[bytes, str | None]:
+    """Returns the blob that a delegate holds or refers to, and the name of the function to run, if it gives one."""
     try:
-        reference = json.loads(blob[4:])
-        key, function = reference["key"], reference.get("functionName")
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise ProgramFormatError(f"method {method!r} has an unreadable reference to named data: {error}") from None
+        reference = read_reference(blob)
+    except BlobError as error:
+        raise ProgramFormatError(f"method {method!r}: {error}") from None
+    if reference is None:
+        return blob, None
     try:
-        return named_data(str(key)), function
+        return named_data(reference.key), reference.function
     except KeyError:
         raise ProgramFormatError(
-            f"method {method!r} refers to named data {key!r}, which the program does not hold; lower the model again"
+            f"method {method!r} refers to named data {reference.key!r}, which the program does not hold; lower the "
+            "model again"
         ) from None

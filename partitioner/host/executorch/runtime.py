@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from partitioner.errors import PartitionerError
+from partitioner.format.paths import MANIFEST_FILE
 from partitioner.host.errors import DelegateUnavailableError, ExecutionError, InputError, ProgramFormatError
 from partitioner.host.execution.policy import STORAGE16, Policy, get_policy
 from partitioner.host.executorch import bridge
@@ -128,7 +129,7 @@ def _checked(entry: Method, inputs: Sequence[Input]) -> list[Input]:
 
 def _read(source: Given) -> bytes:
     if isinstance(source, Path) and source.is_dir():
-        package = (source / "Manifest.json").is_file()
+        package = (source / MANIFEST_FILE).is_file()
         raise ProgramFormatError(
             f"{source} is a package; run takes .pte programs, use host.load({str(source)!r}).predict({{...}})"
             if package

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from partitioner.errors import BlobError
 from partitioner.format.blob import read_blob
+from partitioner.format.paths import COMPILED_DIRECTORY, MANIFEST_FILE, METADATA_FILE, MODEL_DIRECTORY
+from partitioner.format.reference import read_reference
 from partitioner.host.errors import InputError, ProgramFormatError
 from partitioner.host.mil.model import Feature, Function, MilProgram
 from partitioner.host.reading.mil import check_kind, parse_model
@@ -29,9 +31,8 @@ _ACCEPTED = (
     ".pte bytes (`program.buffer` of `to_executorch()`), the bytes of a delegate blob, the path of a .pte file or an "
     ".mlpackage folder, an MLModel, or a specification with its weights_dir"
 )
-_PACKAGE_PREFIX = "model.mlpackage/"
-_COMPILED_PREFIX = "model.mlmodelc/"
-_REFERENCE_MAGIC = b"CMJR"
+_PACKAGE_PREFIX = f"{MODEL_DIRECTORY}/"
+_COMPILED_PREFIX = f"{COMPILED_DIRECTORY}/"
 _PTE_MAGIC = b"ET"
 _MODEL_MESSAGE = "CoreML.Specification.Model"
 
@@ -61,7 +62,7 @@ def open_program(source: Source, weights_dir: str | os.PathLike[str] | None = No
 def _from_path(path: Path) -> MilProgram:
     if not path.is_dir():
         return _from_bytes(map_file(path))
-    if not (path / "Manifest.json").is_file():
+    if not (path / MANIFEST_FILE).is_file():
         raise ProgramFormatError(
             "the directory has no Manifest.json; give the .mlpackage folder itself (compiled .mlmodelc folders run on "
             "macOS only)"
@@ -89,9 +90,7 @@ def _from_pte(data: memoryview) -> MilProgram:
 
 
 def _from_blob(data: memoryview, named_data: Mapping[str, Any]) -> MilProgram:
-    function: str | None = None
-    if bytes(data[:4]) == _REFERENCE_MAGIC:
-        data, function = _follow_reference(data, named_data)
+    data, function = _followed(data, named_data)
     try:
         files = read_blob(data)
     except BlobError as error:
@@ -106,20 +105,26 @@ def _from_blob(data: memoryview, named_data: Mapping[str, Any]) -> MilProgram:
     return _with_metadata(program, files, function)
 
 
-def _follow_reference(data: memoryview, named_data: Mapping[str, Any]) -> tuple[memoryview, str | None]:
-    """A blob that is only a key into the program's named data, as multi-function programs have."""
-    reference = _read_json(data[4:], "the delegate's reference to named data")
-    key = reference.get("key")
-    if not isinstance(key, str) or key not in named_data:
-        raise ProgramFormatError(f"the delegate refers to named data {key!r}; the program has {sorted(named_data)}")
-    return memoryview(named_data[key]), reference.get("functionName")
+def _followed(data: memoryview, named_data: Mapping[str, Any]) -> tuple[memoryview, str | None]:
+    """Returns the blob that a delegate holds or refers to, and the name of the function to run, if it gives one."""
+    try:
+        reference = read_reference(data)
+    except BlobError as error:
+        raise ProgramFormatError(str(error)) from None
+    if reference is None:
+        return data, None
+    if reference.key not in named_data:
+        raise ProgramFormatError(
+            f"the delegate refers to named data {reference.key!r}; the program has {sorted(named_data)}"
+        )
+    return memoryview(named_data[reference.key]), reference.function
 
 
 def _with_metadata(program: MilProgram, files: Mapping[str, memoryview], function: str | None) -> MilProgram:
     """Put inputs and outputs in the order that the blob's metadata gives."""
-    if "metadata.json" not in files:
+    if METADATA_FILE not in files:
         raise ProgramFormatError("the delegate blob has no metadata.json")
-    metadata = _read_json(files["metadata.json"], "metadata.json")
+    metadata = _read_json(files[METADATA_FILE], METADATA_FILE)
     per_method = metadata.get("methods", {})
     functions = {name: _reordered(entry, per_method.get(name, metadata)) for name, entry in program.functions.items()}
     default = function or program.default_function

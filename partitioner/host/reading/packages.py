@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from partitioner.format.paths import MANIFEST_FILE
 from partitioner.host.errors import ProgramFormatError
 from partitioner.host.reading.protos import model_proto
 from partitioner.host.reading.weights import WeightFile
@@ -33,7 +34,7 @@ def package_source(read: ReadFile) -> ModelSource:
     Raises:
         ProgramFormatError: The manifest or the model is missing or unreadable.
     """
-    model_path = _root_model_path(read("Manifest.json"))
+    model_path = _root_model_path(read(MANIFEST_FILE))
     model = parse_model_bytes(read(str(model_path)), str(model_path))
     folder = model_path.parent
     return ModelSource(model, _weight_opener(lambda name: read(str(folder / name))))

@@ -189,6 +189,37 @@ def test_a_few_cheap_operations_between_others_stay_on_the_cpu() -> None:
     torch.testing.assert_close(result, model(X).detach(), rtol=1e-5, atol=1e-5)
 
 
+def test_no_operation_stays_on_the_cpu_where_nothing_runs_it() -> None:
+    torch.manual_seed(0)
+    model = Islands(lambda x: x.sort(-1).values)
+    partitioner = CoreMLPartitioner(compile_specs=FLOAT32)
+    manager = lower_to_edge(model, (X,), partitioner=partitioner)
+    assert len(delegates(manager)) == 3
+    assert {rejection.op for rejection in partitioner.rejections} == {"aten.asinh.default"}
+    (result,) = host.run(manager.to_executorch().buffer, X)
+    torch.testing.assert_close(result, model(X).detach(), rtol=1e-5, atol=1e-5)
+
+
+def _tensors_below(value: object) -> list[Tensor]:
+    """The tensors that containers and plain objects hold."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, torch.export.ExportedProgram):
+        value = {**value.state_dict, **value.constants}
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+    return [tensor for item in items for tensor in _tensors_below(item)]
+
+
+@pytest.mark.parametrize("methods", [("forward",), ("first", "second")], ids=["one method", "two methods"])
+def test_a_partitioner_lets_go_of_the_weights_that_it_converted_on_trial(methods: tuple[str, ...]) -> None:
+    layer = nn.Linear(8, 8)
+    partitioner = CoreMLPartitioner(on_error="fallback")
+    programs = {name: torch.export.export(nn.Sequential(layer, nn.ReLU()), (X,)) for name in methods}
+    to_edge_transform_and_lower(programs, partitioner=[partitioner])
+    assert _tensors_below(programs)
+    assert _tensors_below(vars(partitioner)) == []
+
+
 @pytest.mark.slow
 def test_islands_go_to_core_ml_on_request() -> None:
     model = Islands(lambda x: (x * 2 + 1).relu())

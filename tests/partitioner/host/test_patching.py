@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import coremltools as ct
 import numpy as np
 import pytest
@@ -31,6 +33,32 @@ def test_the_context_ends_when_its_body_fails():
     originals = MLModel.predict, MLModel.make_state
     with pytest.raises(KeyError), host.patch_coremltools():
         raise KeyError
+    assert (MLModel.predict, MLModel.make_state) == originals
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first in, first out", "nested"])
+def test_contexts_that_overlap_may_end_in_any_order(order):
+    model = convert(lambda x: mb.mul(x=x, y=np.float32(2.0), name="y"), {"x": X})
+    originals = MLModel.predict, MLModel.make_state
+    contexts = [host.patch_coremltools("float32"), host.patch_coremltools("storage16")]
+    for context in contexts:
+        context.__enter__()
+    contexts[order[0]].__exit__(None, None, None)
+    np.testing.assert_array_equal(model.predict({"x": X})["y"], 2 * X)
+    contexts[order[1]].__exit__(None, None, None)
+    assert (MLModel.predict, MLModel.make_state) == originals
+
+
+def test_contexts_on_several_threads_leave_nothing_patched():
+    originals = MLModel.predict, MLModel.make_state
+    model = convert(lambda x: mb.mul(x=x, y=np.float32(2.0), name="y"), {"x": X})
+
+    def predict(_):
+        with host.patch_coremltools():
+            return model.predict({"x": X})["y"].tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(predict, range(40))) == [(2 * X).tolist()] * 40
     assert (MLModel.predict, MLModel.make_state) == originals
 
 

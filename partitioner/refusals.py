@@ -1,0 +1,45 @@
+"""Refusals: why Core ML does not take an operation, and what would change that."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(Enum):
+    """Kinds of refusals; the value is the remedy, where there is one for the whole kind."""
+
+    ARGUMENTS = None
+    """Core ML has no such operation, or not with these arguments."""
+
+    SKIPPED = "take it off skip_ops_for_coreml_delegation"
+    CONVERSION = "write the model with other operations, or choose a newer deployment target"
+    SMALL_PARTITION = "CoreMLPartitioner(delegate_islands=True)"
+    NO_CONVERTER = "write the model with other operations"
+    DTYPE = "convert the model: model.float()"
+    BOUNDARY_DTYPE = "give the model float or int32 inputs and outputs"
+    WIDE_INTEGER = "use smaller integers"
+    RANK = "merge dimensions before the operation"
+    DIMENSION_ORDER = "return contiguous tensors"
+    COMPUTED_OPERAND = "take_over_constant_data=True, and no computed scales or tables"
+    INTEGER_BITS = "use arithmetic in place of bits"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why Core ML does not take an operation.
+
+    Attributes:
+        kind: What is in the way.
+        reason: The same for this operation, as a clause.
+    """
+
+    kind: Kind
+    reason: str
+
+    @property
+    def remedy(self) -> str | None:
+        """What would change it, when known."""
+        remedy: str | None = self.kind.value
+        return remedy
+
+    def __str__(self) -> str:
+        return self.reason
