@@ -23,7 +23,7 @@ from coreml_quantizer.graph.batch_norm_folding import fold_batch_norms
 from coreml_quantizer.linear_quantizer import LinearQuantizer
 from coreml_quantizer.quantizer import CoreMLQuantizer
 from coreml_quantizer.reporting import Report
-from coreml_quantizer.rules import OpRule, OutputRange, Treatment, WeightRole, rules
+from coreml_quantizer.rules import Movement, OpRule, OutputRange, Treatment, WeightRole, rules
 from coreml_quantizer.sensitivity import ModuleSensitivity, Sensitivity, analyze_sensitivity
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "LayerConfig",
     "LinearQuantizer",
     "ModuleSensitivity",
+    "Movement",
     "OpRule",
     "OutputRange",
     "QuantizerConfig",

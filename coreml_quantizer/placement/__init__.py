@@ -1,1 +1,1 @@
-"""Where quantizers stand, which of them share, and why."""
+"""Decisions about one graph: which values are quantized, which values share parameters, and why."""

@@ -1,4 +1,4 @@
-"""The single pass over a graph that decides what is quantized, and writes it down as torchao annotations."""
+"""The annotator: one pass over a graph that decides what is quantized and writes torchao annotations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ from coreml_quantizer.specs import FixedSpec, OpSpec, Scheme, TensorSpec
 
 @dataclass(frozen=True)
 class Placement:
-    """What was decided for one graph.
+    """The decisions about one graph that inserting observers needs.
 
     Attributes:
-        weights: Edges that carry a constant with a weight spec, as (constant, consumer).
-        sources: Places where values arise that the other places of their group do not hold.
+        weights: Edges (constant, consumer) on which a constant is quantized as a weight.
+        sources: Places whose values are new to their sharing group; the other places only copy or average values.
     """
 
     weights: tuple[tuple[Node, Node], ...]
@@ -40,9 +40,9 @@ class Placement:
 def annotate(graph_module: GraphModule, policy: QuantizationPolicy, rules: RuleTable) -> Placement:
     """Annotates the nodes of an exported graph in one pass, in time linear in their number.
 
-    Operators with several names get the one that the rules know them by.
+    An operator with several names is first renamed to the name that the rules use.
 
-    What was decided about each operator, and why, is kept with the graph: see `decisions.decisions_of`.
+    The decision about each operator call, with its reason, is kept with the graph: see `decisions.decisions_of`.
 
     Raises:
         ScopeError: The policy names modules, types or operators that the graph does not have.
@@ -52,7 +52,7 @@ def annotate(graph_module: GraphModule, policy: QuantizationPolicy, rules: RuleT
 
 
 class _Annotator:
-    """State of one pass."""
+    """The state of one pass."""
 
     def __init__(self, graph_module: GraphModule, policy: QuantizationPolicy, rules: RuleTable) -> None:
         self._nodes = list(graph_module.graph.nodes)
@@ -105,7 +105,7 @@ class _Annotator:
         return _HANDLERS[rule.treatment](self, node, rule, governing.spec)
 
     def _why_never(self, node: Node, rule: OpRule) -> str | None:
-        """Returns why `node` stays in floating point whatever the configuration says, None when it need not."""
+        """Returns why `node` stays in floating point under every configuration, None when it can be quantized."""
         if node in self._constants:
             return "it is made of constants only"
         if node in self._written:
@@ -224,11 +224,17 @@ class _Annotator:
         return None
 
     def left_alone(self, node: Node, rule: OpRule, spec: OpSpec) -> str | None:
-        """Batch norm that nothing absorbed, and operators that are float on purpose."""
+        """Returns why `node` stays in floating point.
+
+        It is a batch norm that no layer absorbed, or an operator that is float on purpose.
+        """
         return rule.reason
 
     def _is_masking(self, node: Node, rule: OpRule) -> bool:
-        """Masks never set a range: whether `node`, or an operand that would be quantized with it, holds one."""
+        """Returns whether `node`, or an operand that would be quantized with it, holds masking values.
+
+        Masking values must never set a range.
+        """
         operands = (operand(node, position) for position in rule.inputs_of(node))
         return node in self._masks or any(found in self._masks for found in operands if found is not None)
 
@@ -266,7 +272,7 @@ def _dtype_name(value: torch.Tensor) -> str:
 
 
 def _scheme(spec: TensorSpec | FixedSpec) -> Scheme:
-    """A fixed range that starts at zero is affine, as an observed non-negative one is."""
+    """Returns the scheme of a spec; a fixed range that starts at zero is affine, as an observed one is."""
     if isinstance(spec, TensorSpec):
         return spec.scheme
     return Scheme.AFFINE if spec.non_negative else Scheme.SYMMETRIC

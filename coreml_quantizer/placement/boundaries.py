@@ -1,4 +1,4 @@
-"""The ends of a model: its first and last layers, and where values enter and leave it."""
+"""The ends of a model: its first and last layers, and the operators that read its inputs or make its outputs."""
 
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ AS_CONFIGURED = "as_configured"
 
 @dataclass(frozen=True)
 class End:
-    """Why a layer is treated as one of the ends.
+    """An end of the model: the first or the last layer.
 
     Attributes:
         name: "first_layer" or "last_layer".
-        keeps_weights: Whether its weights are quantized as configured and only its activations are not.
+        keeps_weights: Whether the weights of the layer are quantized as configured and only its activations are not.
     """
 
     name: str
@@ -30,7 +30,7 @@ class End:
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Nodes that a policy treats differently for where they stand."""
+    """The nodes that a policy treats differently because they are at an end of the model."""
 
     ends: dict[Node, End]
     readers: frozenset[Node]
@@ -38,7 +38,10 @@ class Boundaries:
 
     @staticmethod
     def of(policy: QuantizationPolicy, graph_module: GraphModule, rules: RuleTable) -> "Boundaries":
-        """Finds what `policy` asks for, in time linear in the number of nodes; nothing when it asks for nothing."""
+        """Finds the nodes that `policy` treats differently, in time linear in the number of nodes.
+
+        Finds none when the policy treats no end differently.
+        """
         nodes = list(graph_module.graph.nodes)
         layers = {
             "last_layer": (policy.last_layer, _last_layers),
@@ -59,15 +62,18 @@ class Boundaries:
         return bool(self.ends or self.readers or self.makers)
 
     def end_of(self, node: Node) -> End | None:
-        """Returns why `node` is an end, None when it is none."""
+        """Returns the end that `node` belongs to, None when it belongs to none."""
         return self.ends.get(node)
 
     def reads_input(self, node: Node) -> bool:
-        """Whether `node` reads an input of the model, as it is or rearranged, or is fused into what does."""
+        """Returns whether `node` reads an input of the model, unchanged or rearranged, or is fused into a reader."""
         return node in self.readers
 
     def makes_output(self, node: Node) -> bool:
-        """Whether `node` makes an output of the model, or is fused into or only rearranges what does."""
+        """Returns whether `node` makes an output of the model.
+
+        It may do so directly, or through operators that are fused into it or only move values.
+        """
         return node in self.makers
 
 
@@ -89,7 +95,7 @@ def _last_layers(nodes: list[Node], weighted: Container[Node]) -> Iterable[Node]
 
 
 def _without(nodes: list[Node], weighted: Container[Node], neighbours: Callable[[Node], list[Node]]) -> Iterable[Node]:
-    """Yields layers with weights that no other such layer comes before, in the order of `nodes`."""
+    """Yields the layers with weights that no other layer with weights precedes, in the order of `nodes`."""
     behind: set[Node] = set()
     for node in nodes:
         if any(other in behind for other in neighbours(node)):

@@ -1,4 +1,4 @@
-"""What was decided about every operator of a graph, by which rule and entry of the configuration, and why."""
+"""Decisions about every operator call of a graph: the outcome, the rule, the configuration entry and the reason."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,23 +11,23 @@ from coreml_quantizer.errors import QuantizerError
 Outcome = Literal["quantized", "shared", "fixed", "float"]
 
 ENTRY_KEY = "quantization_entry"
-"""Key of ``node.meta["custom"]``, which `partitioner` reads."""
+"""The key in ``node.meta["custom"]`` that `partitioner` reads."""
 
 _KEY = "coreml_quantizer_decisions"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one operator call.
+    """The decision about one operator call.
 
     Attributes:
         node: Name of its node in the graph; `"<submodule>.<node>"` inside a branch of control flow.
         op: ATen operator without overload, such as "aten.conv2d".
-        module: Path of the innermost module it was made in; "" is the model itself.
-        outcome: "quantized": it reads or writes values with parameters of their own. "shared": its output carries the
+        module: Path of the innermost module that makes the call; "" is the model itself.
+        outcome: "quantized": it reads or writes values that have their own parameters. "shared": its output has the
             parameters of its input. "fixed": its output has parameters known from the operator. "float": nothing
             about it is quantized.
-        rule: Operator whose rule decided; "" when it has none.
+        rule: Operator whose rule decided; "" when no rule did.
         entry: Entry of the configuration that governs it, such as "global", "module_type Linear" or
             "module_name encoder.0"; None where the configuration is never asked.
         reason: Why the outcome is this one, a sentence without a full stop.
@@ -47,18 +47,19 @@ class Decision:
 
 
 def keep_decisions(graph_module: GraphModule, decisions: Sequence[Decision]) -> None:
-    """Keeps decisions with the graph they are about; preparing and converting carry them along."""
+    """Stores decisions in the metadata of the graph they are about; they survive preparing and converting."""
     graph_module.meta[_KEY] = tuple(decisions)
 
 
 def name_entries(nodes: Iterable[Node], decisions: Iterable[Decision]) -> None:
-    """Leaves the entry that asks for an operator's quantization in its node's ``custom`` metadata.
+    """Writes the configuration entry that quantizes an operator into the ``custom`` metadata of its node.
 
-    Unlike the record, that survives `torch.export.export`: whatever lowers the program can say which entry to change.
+    Unlike the decisions, this survives `torch.export.export`. The code that lowers the program can then say which
+    entry to change.
 
     Args:
         nodes: The calls that `decisions` are about, in the same order.
-        decisions: One for each.
+        decisions: One for each node.
     """
     for node, decision in zip(nodes, decisions, strict=True):
         if decision.entry is not None and decision.outcome != "float":
@@ -66,12 +67,12 @@ def name_entries(nodes: Iterable[Node], decisions: Iterable[Decision]) -> None:
 
 
 def decisions_of(graph_module: GraphModule) -> tuple[Decision, ...]:
-    """Returns the decisions about a prepared or converted graph, one an operator call, in graph order.
+    """Returns the decisions about a prepared or converted graph, one per operator call, in graph order.
 
-    Graphs inside of it (branches of `torch.cond`, bodies of loops) follow behind, with their path before the name.
+    Those about nested graphs (branches of `torch.cond`, bodies of loops) follow, with the graph's path in the name.
 
     Raises:
-        QuantizerError: The graph was not prepared by this package, or was exported again since.
+        QuantizerError: The graph was not prepared by this package, or was exported again afterwards.
     """
     if _KEY not in graph_module.meta:
         raise QuantizerError(

@@ -1,4 +1,4 @@
-"""Warns of models in floating-point types that Core ML does not have."""
+"""A warning about models in floating-point types that Core ML does not have."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,14 @@ from coreml_quantizer.rules import RuleTable, Treatment
 _FOREIGN_TYPES: Mapping[torch.dtype, str] = MappingProxyType(
     {torch.float64: "are not quantized", torch.bfloat16: "will stay outside of it"}
 )
-"""Floating-point types that Core ML does not have, and what becomes of operators that compute in them."""
+"""Floating-point types that Core ML does not have, and what happens to operators that compute in them."""
 
 
 def warn_of_foreign_types(nodes: Sequence[Node], rules: RuleTable) -> None:
-    """A model in such a type would come back unquantized, or never run in Core ML, and nobody would notice."""
+    """Warns about operators that compute in a floating-point type that Core ML does not have.
+
+    Without the warning, nobody would notice that they stay unquantized or never run in Core ML.
+    """
     found: dict[torch.dtype, list[Node]] = {}
     for node in nodes:
         rule, value = rules.row(node), node.meta.get("val")

@@ -1,4 +1,4 @@
-"""Values that eight bits would ruin: divisors, and what goes into softmax, a root, a logarithm, a sine or a norm."""
+"""Values that eight bits would ruin: divisors, and inputs of softmax, roots, logarithms, sines and norms."""
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from coreml_quantizer.graph.nodes import packet_of
 from coreml_quantizer.graph.values import is_float
-from coreml_quantizer.rules import RuleTable
+from coreml_quantizer.rules import Movement, RuleTable
 
 aten = torch.ops.aten
 
@@ -21,7 +21,7 @@ _SENSITIVE = frozenset(
         aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.erf,
     }
 )  # fmt: skip
-"""Functions that are steep, periodic, or decide by the smallest difference."""
+"""Functions that are steep or periodic, or that decide by the smallest difference."""
 
 _NORMS = frozenset(
     {
@@ -29,7 +29,7 @@ _NORMS = frozenset(
         aten.square, aten.var, aten.var_mean, aten.linalg_vector_norm,
     }
 )  # fmt: skip
-"""Norms, and what models begin one with that they write themselves."""
+"""Norms, and the operators that start a norm which a model writes out itself."""
 
 _KEEPING = frozenset(
     {
@@ -37,7 +37,10 @@ _KEEPING = frozenset(
         aten.div, aten.masked_fill, aten.where,
     }
 )  # fmt: skip
-"""Operators that compute, and through which a value reaches such a function; those that only move values do as well."""
+"""Operators that compute, and that pass a value on to one of the sensitive functions.
+
+Operators that only move values pass it on as well.
+"""
 
 _POLES: Mapping[object, int] = MappingProxyType(
     {
@@ -45,7 +48,7 @@ _POLES: Mapping[object, int] = MappingProxyType(
         **dict.fromkeys((aten.reciprocal, aten.rsqrt, aten.log, aten.log2, aten.log10), 0),
     }
 )
-"""Functions that are infinite at zero, and which of their operands makes them so."""
+"""Functions that are infinite when one operand is zero, with the position of that operand."""
 
 _KEEPING_SMALL = frozenset(
     {
@@ -53,18 +56,18 @@ _KEEPING_SMALL = frozenset(
         aten.batch_norm, operator.getitem,
     }
 )  # fmt: skip
-"""Operators that change small values little."""
+"""Operators that change small values only a little."""
 
 
 def find_near_poles(nodes: Iterable[Node], moves: Callable[[Node], bool]) -> frozenset[Node]:
-    """Returns the values that something is divided by, or whose logarithm or inverse root is taken.
+    """Returns the nodes whose values are divisors, or inputs of a logarithm or an inverse root.
 
-    Eight bits hold nothing between zero and their step: what is small becomes zero, and the result infinite, or not a
-    number. It does so even behind an epsilon, which float16 cannot add to anything.
+    Eight bits hold nothing between zero and one step of the scale. A small value becomes zero, and the result becomes
+    infinite or not a number. An added epsilon does not prevent that, because float16 loses it in the addition.
 
     Args:
-        nodes: Of a graph.
-        moves: Whether an operator hands on the values that it reads.
+        nodes: All nodes of one graph.
+        moves: Returns whether the operator of a node only passes on the values that it reads.
     """
     found: set[Node] = set()
     for node in nodes:
@@ -81,14 +84,14 @@ def find_near_poles(nodes: Iterable[Node], moves: Callable[[Node], bool]) -> fro
 
 
 class FragileReaders:
-    """The functions that eight bits would ruin, as readers of the values of one graph; each node is visited once."""
+    """The sensitive functions and norms that read the values of one graph; each node is examined once."""
 
     def __init__(self, rules: RuleTable) -> None:
         self._rules = rules
         self._known: dict[Node, bool] = {}
 
     def read_all_of(self, node: Node) -> bool:
-        """Returns whether every user of `node` is such a function, directly or through operators that keep values."""
+        """Returns whether only sensitive functions read `node`, directly or through operators that pass values on."""
         stack = [node]
         while stack:
             current = stack[-1]
@@ -103,22 +106,23 @@ class FragileReaders:
         return self._known[node]
 
     def include_norm(self, node: Node) -> bool:
-        """Returns whether a norm reads the values of `node`.
+        """Returns whether a norm reads the values of `node`, directly or through operators that only move values.
 
-        A norm magnifies what a few large values leave of the others. Rounding the sums of a transformer in front of
-        its norms is where eight bits cost most (MiniLM, W8A8: mean cosine 0.87 with it, 0.95 without).
+        A few large values leave little precision for the others, and a norm magnifies the others. In a transformer,
+        eight bits cost most where they round the sums in front of the norms (MiniLM, W8A8: mean cosine 0.87 with this
+        rounding, 0.95 without).
         """
         stack = list(node.users)
         while stack:
             user = stack.pop()
             if packet_of(user) in _NORMS:
                 return True
-            if self._rules.moves(user):
+            if self._rules.movement(user) is Movement.WHOLE:
                 stack.extend(user.users)
         return False
 
     def _keeps(self, node: Node) -> bool:
-        return (packet_of(node) in _KEEPING or self._rules.moves(node)) and not _is_sensitive(node)
+        return (packet_of(node) in _KEEPING or self._rules.movement(node) is not None) and not _is_sensitive(node)
 
 
 def _is_sensitive(node: Node) -> bool:

@@ -1,4 +1,4 @@
-"""Which operators become one block with the operator before them, without a quantizer in between."""
+"""Fusions: operators that form one block with the operator before them, without a quantizer in between."""
 
 from collections.abc import Callable, Container
 
@@ -12,11 +12,11 @@ from coreml_quantizer.specs import OpSpec
 
 
 class Fusions:
-    """Fusions found so far: convolution or linear with batch norm, chains of affine maps, each with one activation.
+    """The fusions found so far: convolution or linear with batch norm, chains of affine maps, each with one activation.
 
-    An affine map is an addition, subtraction or multiplication whose other operand is a constant. Two in a row, such as
-    the multiplication and the addition that a lone batch norm becomes, are one function of one tensor: rounding what
-    lies between them would cost accuracy and save nothing.
+    An affine map is an addition, subtraction or multiplication with one constant operand. Two in a row, such as the
+    multiplication and the addition that replace a lone batch norm, are one function of one tensor. Rounding the value
+    between them would cost accuracy and save nothing.
     """
 
     def __init__(self, rules: RuleTable, constants: Container[Node], scope: ScopeResolver) -> None:
@@ -33,13 +33,13 @@ class Fusions:
         return self._heads[node]
 
     def follow(self, node: Node, rule: OpRule, spec: OpSpec, stops: Callable[[Node], bool]) -> Node:
-        """Fuses what follows `node` into it and returns the last node of the fusion.
+        """Fuses the operators that follow `node` into it, and returns the last node of the fusion.
 
         Args:
             node: A quantized operator.
             rule: Its rule.
-            spec: Its spec; only operators with the same one are fused.
-            stops: Whether a node must not be quantized, and so not fused either.
+            spec: Its spec; only operators with the same spec are fused.
+            stops: Returns whether a node must not be quantized, and so must not be fused either.
         """
         tail = node
         if rule.weight is not None:

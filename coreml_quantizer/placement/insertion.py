@@ -1,8 +1,8 @@
-"""Puts the observers of an annotated graph into it, in time linear in their number.
+"""The insertion of observers into an annotated graph, in time linear in their number.
 
-torchao inserts them too, after asking the quantizer for a last word on them (`prepare_obs_or_fq_callback`), but walks
-over all parameters and all earlier observers for each one. The quantizer therefore inserts them in that callback and
-leaves torchao none to insert.
+torchao can insert observers too, but for each one it walks over all parameters and all earlier observers. Before it
+inserts them, it calls `prepare_obs_or_fq_callback` of the quantizer. The quantizer therefore inserts all observers in
+that callback and leaves none to torchao.
 """
 
 from collections.abc import Container, Mapping
@@ -14,19 +14,21 @@ from torch.fx.node import map_arg
 from coreml_quantizer.placement.sharing import Place
 
 _PREFIX = "activation_post_process_"
-"""torchao's own prefix: its convert step and users' scripts look for it."""
+"""The prefix that torchao gives to observers; its convert step and users' scripts look for it."""
 
 
 def insert_observers(graph_module: GraphModule, observers: Mapping[Place, Any], sources: Container[Place]) -> None:
-    """Inserts an observer behind each node, or on each edge, that is annotated; one call node per observed value.
+    """Inserts an observer behind each annotated node and on each annotated edge; one call node per observed value.
 
-    Places that share get siblings of one observer, which keep their own statistics and return common qparams.
+    Places that share parameters get siblings of one observer. Siblings keep their own statistics and return the same
+    scale and zero point.
 
     Args:
         graph_module: The annotated graph, changed in place.
-        observers: Observer, or fake quantizer, of every annotated place; the same object at places that share. Those
-            that have `sibling` and `tensor_name`, as ours do, are told the tensor and keep their places apart.
-        sources: Places where new values arise; at the others values are only copied or averaged, so that observing
+        observers: Observer, or fake quantizer, of every annotated place; the same object for places that share. If it
+            has a method `sibling`, as ours do, further values of the group get its siblings. If it has an attribute
+            `tensor_name`, the name of the tensor is written into it.
+        sources: Places whose values are new to their group. The other places only copy or average values, so observing
             them would add nothing.
     """
     inserter = _Inserter(graph_module, sources)
@@ -65,7 +67,7 @@ class _Inserter:
             user.replace_input_with(node, call)
 
     def _call(self, value: Node, place: Place, observer: Any) -> Node:
-        """Returns the node that shows `value` to the group of `observer`, the existing one if there is one."""
+        """Returns the node that calls `observer`, or a sibling of it, on `value`; inserts the node if needed."""
         key = (value, id(observer))
         if key not in self._calls:
             name = self._add(place, observer)

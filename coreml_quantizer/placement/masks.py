@@ -1,4 +1,4 @@
-"""Recognizes attention masks: values that stand for minus infinity and must never set a range."""
+"""The recognition of attention masks: values that mean minus infinity and must never set a range."""
 
 import operator
 
@@ -9,7 +9,7 @@ from coreml_quantizer.graph.nodes import packet_of
 from coreml_quantizer.rules import RuleTable
 
 MASKING_VALUE = 1e4
-"""From this magnitude on, a constant is taken for "never attend here". Transformers use -1e4, finfo.min or -inf."""
+"""The smallest magnitude that means "never attend here". Transformers use -1e4, finfo.min or -inf."""
 
 aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ _FILLS: dict[torch._ops.OpOverloadPacket, tuple[int, ...]] = {
     aten.mul: (1,),
     aten.mul_: (1,),
 }
-"""Operators that put a scalar into a tensor, and where that scalar may stand."""
+"""Operators that put a scalar into a tensor, with the positions of the arguments that can be the scalar."""
 
 _FACTORS = frozenset({aten.mul, aten.mul_})
 
@@ -37,12 +37,12 @@ _KEEPING = frozenset(
 )  # fmt: skip
 """Operators that compute, and whose output holds masking values when an input does.
 
-So does the output of every operator that only moves values. Everything else (softmax, products) ends a mask.
+The same is true of every operator that only moves values. Every other operator (softmax, matrix products) ends a mask.
 """
 
 
 class MaskFinder:
-    """Follows masks through a graph; nodes must be shown in topological order."""
+    """A finder of masks, which follows them through a graph; nodes must be visited in topological order."""
 
     def __init__(self, graph_module: GraphModule, rules: RuleTable) -> None:
         self._graph_module = graph_module
@@ -56,7 +56,7 @@ class MaskFinder:
         else:
             packet = packet_of(node)
             found = _fills_with_mask(node, packet) or (
-                (packet in _KEEPING or self._rules.moves(node))
+                (packet in _KEEPING or self._rules.movement(node) is not None)
                 and any(source in self._masks for source in node.all_input_nodes)
             )
         if found:

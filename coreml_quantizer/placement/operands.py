@@ -10,7 +10,7 @@ from coreml_quantizer.rules.registry import Position
 
 
 def operand(node: Node, position: Position) -> Node | None:
-    """Returns the node at `position` among the arguments of `node`, None when none stands there."""
+    """Returns the node at `position` in the arguments of `node`, None when there is no node at that position."""
     index, *rest = position if isinstance(position, tuple) else (position,)
     found = node.args[index] if len(node.args) > index else None
     for inner in rest:
@@ -19,7 +19,7 @@ def operand(node: Node, position: Position) -> Node | None:
 
 
 def weight_axes(node: Node, rule: OpRule, constants: Container[Node]) -> dict[Position, int]:
-    """Maps the positions of constant operands that are weights to their channel axes."""
+    """Returns the channel axis of every weight of `node`, by position; a weight is a constant operand."""
     found: dict[Position, int] = {}
     if rule.weight is not None:
         found[rule.weight.position] = rule.weight.channel_axis
@@ -40,7 +40,7 @@ def activations(node: Node, rule: OpRule, weights: Mapping[Position, int], left_
         node: A call of the operator of `rule`.
         rule: Its rule.
         weights: Positions of its weights.
-        left_out: Values that are no activations: constants, and what is written in place.
+        left_out: Values that are no activations: constants, and values that are written in place.
     """
     if rule.weights_only:
         return []

@@ -1,4 +1,4 @@
-"""The quantizers of one graph: where each sits, what it is, and which share."""
+"""The quantizers of one graph: the place and the spec of each, and which places share one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,15 +15,15 @@ from coreml_quantizer.specs import FixedSpec, TensorSpec
 
 @dataclass
 class Places:
-    """Quantizers placed so far.
+    """The quantizers that the annotator has placed so far.
 
     Attributes:
-        groups: Which places share.
-        ranges: What is known of values before anything is observed.
-        inputs: For each consumer, the places on its edges by their producers.
+        groups: Which places share quantization parameters.
+        ranges: What is known about the range of a node's output before anything is observed.
+        inputs: For each consumer, its quantized edges by producer.
         outputs: Nodes whose output is quantized.
         weights: Edges (constant, consumer) on which a constant is quantized as a weight.
-        sources: Places where values arise that the other places of their group do not hold.
+        sources: Places whose values are new to their sharing group; the other places only copy or average values.
     """
 
     groups: SharingGroups
@@ -35,17 +35,20 @@ class Places:
     _float_edges: dict[tuple[Node, TensorSpec | FixedSpec], Place] = field(default_factory=dict)
 
     def __contains__(self, node: Node) -> bool:
-        """Whether the output of `node` is quantized, or consists of quantized parts."""
+        """Returns whether the output of `node` is quantized, or is a list of quantized parts."""
         return node in self.groups
 
     def quantize_weight(self, constant: Node, node: Node, spec: TensorSpec) -> None:
-        """Quantizes a constant that `node` reads as its weight; equal specs of one constant are one quantizer."""
+        """Quantizes a constant that `node` reads as its weight; a constant has one quantizer for each distinct spec."""
         edge = (constant, node)
         self._on_edge(constant, node, spec)
         self.weights.append(edge)
 
     def quantize_edge(self, source: Node, node: Node, spec: TensorSpec) -> None:
-        """Quantizes what `node` reads from `source`: with the parameters `source` has, or new ones on the edge."""
+        """Quantizes the value that `node` reads from `source`.
+
+        It has the parameters of `source` if `source` is quantized, and new ones on the edge otherwise.
+        """
         if source in self.groups:
             self.share_edge(source, node, source)
             return
@@ -54,30 +57,36 @@ class Places:
             self.sources.add((source, node))
 
     def overrules(self, source: Node, spec: TensorSpec) -> bool:
-        """Whether the output of `source` is quantized in another way than `spec` asks for, apart from its scheme."""
+        """Returns whether the output of `source` has a spec that differs from `spec` in more than the scheme."""
         given = self.groups.spec(source) if source in self.groups else None
         return isinstance(given, TensorSpec) and given.affine() != spec.affine()
 
     def share_edge(self, source: Node, node: Node, group: Place) -> None:
-        """Quantizes what `node` reads from `source` with the parameters of `group`."""
+        """Quantizes the value that `node` reads from `source` with the parameters of `group`."""
         edge = (source, node)
         self.groups.share(edge, group)
         self.inputs.setdefault(node, {})[source] = edge
 
     def quantize_output(self, node: Node, spec: TensorSpec) -> None:
-        """Gives the output of `node` parameters of its own."""
+        """Gives the output of `node` its own parameters."""
         self.groups.define(node, self.specialize(spec, node))
         self.sources.add(node)
         self.outputs.add(node)
 
     def share_output(self, node: Node, group: Place, quantizes: bool = True) -> None:
-        """Gives the output of `node` the parameters of `group`; a list of tensors only carries them."""
+        """Gives the output of `node` the parameters of `group`.
+
+        With `quantizes` False, nothing is quantized here: a list of tensors only passes the parameters on.
+        """
         self.groups.share(node, group)
         if quantizes:
             self.outputs.add(node)
 
     def specialize(self, spec: TensorSpec, node: Node) -> TensorSpec | FixedSpec:
-        """Fixed ranges are fixed; non-negative values take the affine scheme, so that no half of the range is lost."""
+        """Returns `spec` as adapted to what is known about the output of `node`.
+
+        A fixed range replaces it. Non-negative values take the affine scheme, so that half of the range is not lost.
+        """
         known = self.ranges.get(node, OutputRange.ANY)
         if isinstance(known, FixedSpec):
             return known
@@ -88,7 +97,7 @@ class Places:
         return self.groups.spec(self.inputs[node][source])
 
     def annotate(self, nodes: Sequence[Node]) -> None:
-        """Writes torchao annotations on `nodes`, sharing explicit, so that torchao infers none."""
+        """Writes torchao annotations on `nodes`; sharing is explicit, so that torchao infers none."""
         for node in nodes:
             if node in self.inputs or node in self.outputs:
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
@@ -101,7 +110,7 @@ class Places:
                 )
 
     def _on_edge(self, source: Node, node: Node, spec: TensorSpec | FixedSpec) -> bool:
-        """Quantizes a value that is not quantized where it is made; returns whether that took a new quantizer."""
+        """Quantizes, on the edge to `node`, a `source` whose output is float; returns whether the quantizer is new."""
         edge = (source, node)
         first = self._float_edges.setdefault((source, spec), edge)
         if first == edge:

@@ -1,4 +1,4 @@
-"""Recognizes training: `prepare_qat_pt2e`, which torchao does not tell a quantizer, and graphs in training mode."""
+"""The recognition of training: `prepare_qat_pt2e`, which torchao does not report, and graphs in training mode."""
 
 import warnings
 from collections.abc import Iterable
@@ -17,17 +17,17 @@ from coreml_quantizer.placement.sharing import Place
 from coreml_quantizer.specs import Training
 
 _PROBE = FixedQParamsQuantizationSpec(torch.uint8, 1.0, 0, quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine)
-"""torchao makes a fake quantize of it for training, and an observer otherwise."""
+"""A spec for which torchao makes a fake quantizer in training, and an observer otherwise."""
 
 
 _COUNTER = "num_batches_tracked"
 
 
 def refuse_training_mode(model: GraphModule) -> None:
-    """Checks that `model` was exported in eval mode.
+    """Refuses a model that was exported in training mode.
 
     Raises:
-        QuantizerError: Some operator trains; the message lists the modules.
+        QuantizerError: An operator is in training mode; the message lists the modules.
     """
     training = sorted({_module_of(node) for node in model.graph.nodes if _is_training(node)})
     if training:
@@ -52,20 +52,20 @@ def _module_of(node: Node) -> str:
 
 
 def plant(model: GraphModule) -> None:
-    """Annotates the output node of `model`, on an edge that no graph has: from that node to itself."""
+    """Annotates `model` with `_PROBE` on an edge that no graph has: from the output node to itself."""
     output = model.graph.output_node()
     output.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({output: _PROBE}, allow_implicit_sharing=False)
 
 
 def detect(model: GraphModule, observers: dict[Place, torch.nn.Module]) -> bool:
-    """Removes what `plant` added, and returns whether torchao is preparing for training."""
+    """Removes the annotation that `plant` added, and returns whether torchao is preparing for training."""
     output = model.graph.output_node()
     del output.meta[Q_ANNOTATION_KEY]
     return isinstance(observers.pop((output, output)), FixedQParamsFakeQuantize)
 
 
 def warn_of_settings(observers: Iterable[torch.nn.Module]) -> None:
-    """Warns when the configuration asks for something that only training can do."""
+    """Warns when the configuration has settings that only training uses."""
     asked = {observer.spec.training for observer in observers if isinstance(observer, RangeObserver)} - {Training()}
     if asked:
         warnings.warn(

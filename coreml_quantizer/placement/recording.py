@@ -1,4 +1,4 @@
-"""Turns what the annotator placed into one decision an operator call."""
+"""The record of what the annotator did: one decision for each operator call."""
 
 import operator
 from collections.abc import Iterable, Iterator
@@ -16,19 +16,19 @@ from coreml_quantizer.specs import FixedSpec
 
 _SHARING = frozenset({Treatment.SHARED, Treatment.CONCATENATED, Treatment.SPLIT})
 _PREPARED_ELSEWHERE = frozenset({torch.ops.higher_order.scan, torch.ops.higher_order.while_loop})
-"""Control flow whose bodies torchao prepares one by one, each with a call of the quantizer for it."""
+"""Control flow operators whose bodies torchao prepares one by one, with one call of the quantizer for each."""
 
 
 @dataclass
 class Ledger:
-    """What the annotator learned about each operator call.
+    """The facts that the annotator learned about each operator call.
 
     Attributes:
         rules: The rule of its operator.
         entries: The entry of the configuration that governs it.
         reasons: Why it stays in floating point.
         fused: The operator that it is fused into.
-        notes: What is out of the ordinary about how it is quantized.
+        notes: What is unusual about its quantization.
     """
 
     rules: dict[Node, OpRule] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Ledger:
 
 
 def record(nodes: Iterable[Node], ledger: Ledger, placed: Places) -> Iterator[Decision]:
-    """Yields the decision about every operator call among `nodes`, in their order."""
+    """Yields the decision about every operator call among `nodes`, in the order of `nodes`."""
     weights: dict[Node, list[Node]] = {}
     for constant, consumer in placed.weights:
         weights.setdefault(consumer, []).append(constant)
@@ -49,7 +49,7 @@ def record(nodes: Iterable[Node], ledger: Ledger, placed: Places) -> Iterator[De
 
 
 def record_nested(graph_module: GraphModule) -> Iterator[tuple[GraphModule, list[Decision]]]:
-    """Yields the branches of control flow that nobody prepares, with a decision about each of their calls."""
+    """Yields the nested graphs of control flow that are not prepared, with a decision about each of their calls."""
     for node in graph_module.graph.nodes:
         nested = getattr(graph_module, str(node.target), None) if node.op == "get_attr" else None
         users = [user.target for user in node.users]
@@ -117,7 +117,7 @@ def _module(node: Node) -> str:
 
 
 def _tensor_names(constant: Node) -> list[str]:
-    """Names of the parameters and buffers that a constant is made of."""
+    """Returns the names of the parameters and buffers that a constant is computed from."""
     if constant.op == "get_attr":
         return [str(constant.target)]
     names = [name for source in constant.all_input_nodes for name in _tensor_names(source)]

@@ -1,4 +1,4 @@
-"""Finds the spec of a node from the modules it belongs to."""
+"""Scopes: which entry of the configuration governs a node, by the modules it belongs to and by its operator."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ class Governing:
     """The entry of the configuration that governs an operator.
 
     Attributes:
-        spec: What it says; None leaves the operator in floating point.
+        spec: Its spec; None leaves the operator in floating point.
         entry: Its name in the configuration: "global", "module_name encoder.0", "pattern .*head", "module_type Linear",
             "op aten.add", "skip module_name head", "first_layer", "last_layer".
     """
@@ -37,9 +37,9 @@ _BATCH_NORMS = frozenset(
 
 
 class ScopeResolver:
-    """Resolves nodes of one graph against one policy.
+    """A resolver that finds the entry of one policy for each node of one graph.
 
-    Strict and non-strict exports both leave `nn_module_stack` as a dict whose values are `(path, class)`; only the
+    Strict and non-strict exports both write `nn_module_stack` as a dict whose values are `(path, class)`. Only the
     keys differ, so only the values are read.
     """
 
@@ -60,7 +60,7 @@ class ScopeResolver:
         return self._bounded(node, found) if found.spec is not None and self._boundaries else found
 
     def _bounded(self, node: Node, found: Governing) -> Governing:
-        """Takes away what the ends of the model leave in floating point."""
+        """Returns `found` without what stays in floating point at the ends of the model."""
         spec, entry = found.spec, self._boundaries.end_of(node)
         assert spec is not None
         if entry is not None:
@@ -74,7 +74,7 @@ class ScopeResolver:
 
 
 class _Matcher:
-    """Matches nodes against scopes; every module stack is looked at once."""
+    """A matcher of nodes against scopes; it looks at every module stack once."""
 
     def __init__(self, scopes: Scopes, prefix: str = "") -> None:
         self._by_name, self._by_type = scopes.by_name, scopes.by_type
@@ -85,7 +85,7 @@ class _Matcher:
         self._by_stack: dict[tuple[ModuleEntry, ...], Governing | None] = {}
 
     def match(self, node: Node) -> Governing | None:
-        """Returns the entry that holds for `node`, None when none does."""
+        """Returns the entry that matches `node`, None when none does."""
         if self._scoped:
             stack = module_stack(node)
             if stack not in self._by_stack:
@@ -112,7 +112,7 @@ class _Matcher:
 
 
 def _enclosing(path: str) -> Iterator[str]:
-    """Yields a module path, then those of the modules around it, the model itself as '' last."""
+    """Yields a module path, then the paths of the modules around it, and last '' for the model itself."""
     yield path
     while path:
         path = path.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""Which values of a graph carry quantization parameters, and which of them share one set."""
+"""Sharing groups: which values of a graph have quantization parameters, and which of them share one set."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch.fx import Node
 from coreml_quantizer.specs import FixedSpec, Scheme, TensorSpec
 
 Place = Node | tuple[Node, Node]
-"""Where a quantizer sits: on the output of a node, or on the edge from a producer to one consumer."""
+"""The place of a quantizer: the output of a node, or the edge (producer, consumer)."""
 
 
 @dataclass
@@ -18,9 +18,9 @@ class _Group:
 
 
 class SharingGroups:
-    """Places grouped by the quantization parameters they share: a union-find whose root is the earliest place.
+    """Places grouped by the quantization parameters they share: a union-find that knows each group's earliest place.
 
-    torchao creates the observer of a group at its first place in graph order, so that place must be the root.
+    torchao creates the observer of a group at its first place in graph order, so that place must carry the spec.
     """
 
     def __init__(self, positions: dict[Node, int]) -> None:
@@ -32,7 +32,7 @@ class SharingGroups:
         return place in self._parent
 
     def define(self, place: Place, spec: TensorSpec | FixedSpec) -> None:
-        """Gives `place` quantization parameters of its own."""
+        """Gives `place` its own quantization parameters."""
         self._parent[place] = place
         self._group[place] = _Group(place, self._order(place), spec)
 
@@ -54,14 +54,17 @@ class SharingGroups:
         return self._group[self._root(place)].first
 
     def mergeable(self, places: list[Place]) -> bool:
-        """Whether the groups of `places` can become one: nothing fixed, and specs that differ only in scheme."""
+        """Returns whether the groups of `places` can become one.
+
+        Their specs must differ only in scheme, or be one and the same fixed spec.
+        """
         specs = [self.spec(place) for place in places]
         if any(isinstance(spec, FixedSpec) for spec in specs):
             return len(set(specs)) == 1
         return len({spec.affine() for spec in specs if isinstance(spec, TensorSpec)}) == 1
 
     def merge(self, places: list[Place]) -> None:
-        """Makes one group of the groups of `places`; symmetric when any of them is.
+        """Merges the groups of `places` into one, which is symmetric when any of them is.
 
         Source of the scheme: coremltools' LinearQuantizer, combination operators under the symmetric scheme.
         """

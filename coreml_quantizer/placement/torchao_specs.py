@@ -1,4 +1,4 @@
-"""The one place where specs become torchao's quantization specs."""
+"""The conversion of specs to torchao's quantization specs."""
 
 from functools import cache, partial
 
@@ -39,7 +39,7 @@ def to_torchao(spec: TensorSpec | FixedSpec) -> QuantizationSpecBase:
 
 
 class _Constructor(PartialWrapper):
-    """A constructor of observers, of which torchao copies no part: it copies each one twice for every observer."""
+    """A constructor of observers that is never copied; torchao would copy it twice for every observer."""
 
     def __deepcopy__(self, memo: object) -> "_Constructor":
         return self

@@ -1,4 +1,4 @@
-"""Milestones: when a module starts to observe, to fake-quantize, stops observing, and freezes batch-norm statistics."""
+"""Milestones: when a module turns observers on, fake quantization on and observers off, and freezes batch norms."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from coreml_quantizer.specs import Milestones
 
 Mode = bool | None
-"""Whether the model trains; None until somebody says so."""
+"""Whether the model trains; None until it is set."""
 
 
 class Scheduled(nn.Module):
@@ -22,7 +22,7 @@ class Scheduled(nn.Module):
     Attributes:
         milestones: Step counts at which observers are turned on, fake quantization is turned on, observers are turned
             off and batch-norm statistics are frozen; -1 for never. None: observe and quantize from the start.
-        steps: How many steps were taken, int64, shape `()`; read `step_count` instead, which needs no device.
+        steps: Number of steps taken, int64, shape `()`; read `step_count` instead, which does not wait for a device.
     """
 
     steps: Tensor
@@ -34,7 +34,7 @@ class Scheduled(nn.Module):
         self.register_buffer("steps", torch.tensor(0))
 
     def advance(self) -> None:
-        """Takes one step."""
+        """Takes one step, and carries out the actions of milestones that it reaches."""
         if self.milestones is None:
             return
         for milestone, act in zip(self.milestones, self.actions(), strict=True):
@@ -43,11 +43,11 @@ class Scheduled(nn.Module):
         self.step_count += 1
 
     def actions(self) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None], Callable[[], None]]:
-        """Returns what the module does at each milestone."""
+        """Returns the action of the module at each of the four milestones."""
         raise NotImplementedError
 
     def switches(self) -> Mapping[str, str]:
-        """Returns which buffers hold which Python attributes, for checkpoints."""
+        """Returns the Python attributes that checkpoints save, by the names of their buffers."""
         return MappingProxyType({"steps": "step_count"})
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -64,10 +64,10 @@ class Scheduled(nn.Module):
 
 
 def most_common_milestones(modules: Iterable[nn.Module]) -> Milestones | None:
-    """Returns the milestones that most of `modules` have, for those whose own configuration names none."""
+    """Returns the milestones that most of `modules` have; modules without configured milestones use them."""
     counts = Counter(module.milestones for module in modules if isinstance(module, Scheduled))
     return counts.most_common(1)[0][0] if counts else None
 
 
 def nothing() -> None:
-    """A milestone that does not concern a module."""
+    """Does nothing: the action at a milestone that does not concern a module."""

@@ -1,4 +1,4 @@
-"""The placement report: what became of every operator, and why."""
+"""The placement report: what happened to every operator, and why."""
 
 from coreml_quantizer.reporting.report import Report, Share, make_report
 

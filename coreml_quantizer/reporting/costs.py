@@ -1,4 +1,4 @@
-"""What the operators and the weights of a graph amount to."""
+"""The costs of a graph: multiply-adds of its operators, and bytes of its weights."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ _CONVERTED = (
 
 @dataclass(frozen=True)
 class Costs:
-    """Sums over a graph.
+    """The costs of one graph, summed up.
 
     Attributes:
         macs: Multiply-adds.
-        quantized_macs: Those that read quantized activations.
+        quantized_macs: Multiply-adds that read quantized activations.
         bytes: Bytes of float parameters and buffers that the graph reads, each counted once.
-        quantized_bytes: Those that are quantized.
-        misfits: Weights whose block or group size does not divide them, as messages.
+        quantized_bytes: Bytes of those tensors that are quantized.
+        misfits: Messages about weights that their block or group size does not divide.
     """
 
     macs: int
@@ -43,7 +43,7 @@ def measure(prepared: GraphModule, decisions: Iterable[Decision]) -> Costs:
     """Adds up the costs of a prepared graph.
 
     Raises:
-        QuantizerError: Its weights are converted already.
+        QuantizerError: The weights of the graph are converted already.
     """
     tensors = _tensors(prepared)
     quantized = {name for found in decisions for name in found.weights}
@@ -67,7 +67,10 @@ def measure(prepared: GraphModule, decisions: Iterable[Decision]) -> Costs:
 
 
 def _calls(prepared: GraphModule) -> Iterator[tuple[str, Node, GraphModule]]:
-    """Calls by the names that decisions have; branches and bodies of control flow count as if each ran once."""
+    """Yields every call as (name, node, graph), where the name is that in the decisions.
+
+    Branches and bodies of control flow count as if each ran once.
+    """
     for path, graph in prepared.named_modules():
         if isinstance(graph, GraphModule):
             for node in graph.graph.nodes:
@@ -76,7 +79,7 @@ def _calls(prepared: GraphModule) -> Iterator[tuple[str, Node, GraphModule]]:
 
 
 def _reads_quantized(node: Node, graph_module: GraphModule) -> bool:
-    """Whether an observer, or a fake quantizer in training, shows `node` something else than a weight."""
+    """Returns whether `node` reads anything but a weight through an observer, or a fake quantizer in training."""
     sources = (source for source in node.all_input_nodes if source.op == "call_module")
     return any(
         hasattr(graph_module.get_submodule(str(source.target)), "calculate_qparams")
@@ -86,7 +89,7 @@ def _reads_quantized(node: Node, graph_module: GraphModule) -> bool:
 
 
 def _tensors(graph_module: GraphModule) -> dict[str, torch.Tensor]:
-    """The float tensors that a graph reads, by name; tied ones have several."""
+    """Returns the float tensors that a graph reads, by name; a tied tensor has several names."""
     read = [str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr" and node.users]
     try:
         values = {name: attrgetter(name)(graph_module) for name in read}

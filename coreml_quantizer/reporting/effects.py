@@ -1,4 +1,4 @@
-"""Entries of a configuration that match something but change nothing."""
+"""The check for entries of a configuration that match something but change nothing."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ _NO_ACTIVATIONS = "the configuration quantizes no activations"
 
 
 def without_effect(policy: QuantizationPolicy, decisions: Sequence[Decision]) -> Iterator[str]:
-    """Yields a message for every entry of `policy` that changes nothing about a graph, and says why."""
+    """Yields a message, with the reason, for every entry of `policy` that changes nothing in a graph."""
     governed: dict[str | None, list[Decision]] = {}
     for decision in decisions:
         governed.setdefault(decision.entry, []).append(decision)
@@ -33,7 +33,10 @@ def without_effect(policy: QuantizationPolicy, decisions: Sequence[Decision]) ->
 
 
 def _idle_fields(policy: QuantizationPolicy, decisions: Sequence[Decision]) -> Iterator[tuple[str, str]]:
-    """The fields that hold for places in a model, where nothing there would be otherwise."""
+    """Yields every field without effect, with the reason.
+
+    The fields are those for the first and last layer, inputs, outputs and known ranges.
+    """
     specs = [policy.default, *(spec for _, spec in _entries(policy))]
     float_activations = not any(spec is not None and spec.quantizes_activations for spec in specs)
     reached = {decision.entry for decision in decisions}

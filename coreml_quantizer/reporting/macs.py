@@ -1,4 +1,4 @@
-"""Multiplications and additions that an operator call makes."""
+"""The number of multiply-adds (a multiplication and an addition each) that an operator call makes."""
 
 from collections.abc import Callable, Mapping
 from math import prod
@@ -13,9 +13,9 @@ _MATRIX = 2
 
 
 def multiply_adds(node: Node, graph_module: GraphModule) -> int:
-    """Returns how many multiply-adds a call makes, 0 for what is no product.
+    """Returns how many multiply-adds a call makes, 0 for an operator that is no product.
 
-    Dimensions that the export left open count with the size that they had in its example.
+    A dynamic dimension counts with the size that it had in the example inputs of the export.
 
     Args:
         node: A call in a prepared graph.
@@ -29,7 +29,7 @@ def multiply_adds(node: Node, graph_module: GraphModule) -> int:
 
 
 def shape_of(node: Node, graph_module: GraphModule) -> Shape:
-    """Returns the shape of the tensor that `node` makes, or shows through an observer; () when it makes none."""
+    """Returns the shape of the tensor that `node` makes, or observes; () when it makes none."""
     while node.op == "call_module":
         node = node.all_input_nodes[0]
     value = node.meta.get("val")
@@ -76,7 +76,7 @@ def _attention(output: Shape, operands: list[Any]) -> int:
 
 
 def _einsum(output: Shape, operands: list[Any]) -> int:
-    """The product of all extents, which an einsum of two operands takes."""
+    """Returns the product of all extents, which is the count of an einsum of two operands; 0 for one operand."""
     terms = operands[0].split("->")[0].replace(" ", "").split(",")
     if len(terms) < 2:
         return 0
@@ -88,19 +88,19 @@ def _einsum(output: Shape, operands: list[Any]) -> int:
 
 
 def _labels(term: str, rank: int) -> list[str]:
-    """A label for each dimension of an operand; those that "..." stands for are numbered from the last."""
+    """Returns a label for each dimension of an operand; dimensions under "..." are numbered from the last."""
     before, dots, behind = term.partition("...")
     hidden = rank - len(before) - len(behind) if dots else 0
     return [*before, *(str(number) for number in range(hidden, 0, -1)), *behind]
 
 
 def _cell(output: Shape, operands: list[Any]) -> int:
-    """One step: the matrices of the input and of the state."""
+    """Returns the count of one step: the products with the matrix of the input and the matrix of the state."""
     return prod(operands[0][:-1]) * (prod(operands[2]) + prod(operands[3]))
 
 
 def _recurrent(output: Shape, operands: list[Any]) -> int:
-    """Every matrix meets every step of every sequence once."""
+    """Returns the count of all steps: every matrix is used once in every step of every sequence."""
     matrices = [shape for shape in operands[2] if len(shape) == _MATRIX]
     return prod(operands[0][:-1]) * sum(map(prod, matrices))
 

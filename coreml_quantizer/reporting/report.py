@@ -1,4 +1,4 @@
-"""Puts decisions, costs and warnings together."""
+"""The report on a prepared model: decisions, costs and warnings."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ from coreml_quantizer.reporting.tables import render
 
 @dataclass(frozen=True)
 class Share:
-    """A part of a whole.
+    """A quantized part of a whole.
 
     Attributes:
         quantized: How much of it is quantized.
@@ -31,19 +31,19 @@ class Share:
 
     @property
     def fraction(self) -> float:
-        """From 0 to 1; 0 of nothing is 0."""
+        """The quantized fraction, from 0 to 1; 0 when `total` is 0."""
         return self.quantized / self.total if self.total else 0.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a prepared model.
+    """The report on one prepared model.
 
     Attributes:
         decisions: One for every operator call, in graph order.
-        macs: Multiply-adds that read quantized activations, of all.
-        weight_bytes: Bytes of float parameters and buffers that are quantized, of all, as they were before.
-        warnings: What the configuration says without effect, and where a size it asks for does not fit.
+        macs: Multiply-adds: those that read quantized activations, and all.
+        weight_bytes: Bytes of float parameters and buffers before quantization: those that are quantized, and all.
+        warnings: Messages about configuration entries without effect, and about block or group sizes that do not fit.
     """
 
     decisions: tuple[Decision, ...]
@@ -52,7 +52,7 @@ class Report:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything as dicts, lists, strings and numbers."""
+        """Returns the report as dicts, lists, strings and numbers."""
         return {
             "summary": {
                 "outcomes": dict(Counter(decision.outcome for decision in self.decisions)),
@@ -71,10 +71,10 @@ class Report:
         return text
 
     def to_text(self, everything: bool = False) -> str:
-        """Returns a table with a summary.
+        """Returns the report as a table with a summary below.
 
         Args:
-            everything: Whether to list operators too that no configuration can quantize, such as those on integers.
+            everything: Whether to list also operators that no configuration can quantize, such as those on integers.
         """
         shown = [found for found in self.decisions if everything or found.entry is not None]
         rows = [
@@ -102,7 +102,7 @@ _COLUMNS = ("node", "operator", "module", "outcome", "by", "why")
 
 
 def make_report(prepared: GraphModule, policy: QuantizationPolicy) -> Report:
-    """Reports on what `prepare_pt2e` returned with a quantizer of `policy`.
+    """Returns the report on a graph that `prepare_pt2e` returned for a quantizer with `policy`.
 
     Raises:
         QuantizerError: The graph is not one that a CoreMLQuantizer prepared, or is converted already.

@@ -8,7 +8,7 @@ Row = Sequence[str]
 
 
 def render(columns: Row, rows: Sequence[Row], footer: Iterable[str]) -> str:
-    """Returns a table and lines of text below it."""
+    """Returns a table with the lines of `footer` below it."""
     try:
         table = _with_rich(columns, rows)
     except ImportError:
@@ -17,7 +17,7 @@ def render(columns: Row, rows: Sequence[Row], footer: Iterable[str]) -> str:
 
 
 def plain(columns: Row, rows: Sequence[Row]) -> str:
-    """Returns columns aligned with spaces, under a ruled header; the last column is as long as it needs."""
+    """Returns a table aligned with spaces, under a ruled header; the text of a cell is never cut or wrapped."""
     widths = [max(len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
     lines = [columns, ["-" * width for width in widths], *rows]
     aligned = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -5,6 +5,7 @@
 
 from coreml_quantizer.rules import activations, elementwise, norms, pooling, products, resampling, tables, views
 from coreml_quantizer.rules.registry import (
+    Movement,
     OpRule,
     OutputRange,
     RuleTable,
@@ -12,7 +13,7 @@ from coreml_quantizer.rules.registry import (
     WeightRole,
 )
 
-__all__ = ["OpRule", "OutputRange", "RuleTable", "Treatment", "WeightRole", "rules"]
+__all__ = ["Movement", "OpRule", "OutputRange", "RuleTable", "Treatment", "WeightRole", "rules"]
 
 rules = RuleTable()
 for _family in (products, tables, elementwise, activations, norms, pooling, resampling, views):

@@ -51,6 +51,16 @@ class OutputRange(Enum):
     NON_NEGATIVE = "non-negative"
 
 
+class Movement(Enum):
+    """How an operator that computes nothing hands on the values of its inputs."""
+
+    WHOLE = "every value once"
+    """Such as a reshape or a permutation."""
+
+    PARTS = "some of the values, or several times, or beside others"
+    """Such as a slice, a repetition or a concatenation."""
+
+
 UNIT_INTERVAL = FixedSpec(UINT8, scale=1.0 / 256.0, zero_point=0)
 """Outputs in [0, 1]. Source: coremltools' LinearQuantizer, fixed qparams of sigmoid, hardsigmoid and softmax."""
 
@@ -88,8 +98,8 @@ class OpRule:
         otherwise: Why a node stays float that the rule does not hold for.
         combines: Whether it adds, subtracts or multiplies activations element by element; such an operator takes the
             affine scheme when all its inputs have it, and stays in float in front of a function that eight bits ruin.
-        moves: Whether its output holds values of its inputs, unchanged but for their type, and nothing else than
-            padding. Masks, and values that eight bits would ruin, are followed through such an operator.
+        moves: How it hands on values, if it computes nothing: its output holds values of its inputs, unchanged but for
+            their type, and padding. Masks, and values that eight bits would ruin, are followed through it.
         reason: Why it is treated so.
         source: Where that comes from.
     """
@@ -105,7 +115,7 @@ class OpRule:
     applies: Callable[[Node], bool] = _always
     otherwise: str = ""
     combines: bool = False
-    moves: bool = False
+    moves: Movement | None = None
     reason: str = ""
     source: str = ""
 
@@ -155,10 +165,10 @@ class RuleTable:
         called = packet_of(node)
         return self._rules.get(called) if callable(called) else None
 
-    def moves(self, node: Node) -> bool:
-        """Returns whether the operator that a node calls only moves values, whatever its arguments."""
+    def movement(self, node: Node) -> Movement | None:
+        """Returns how the operator that a node calls hands on values, whatever its arguments; None if it computes."""
         rule = self.row(node)
-        return rule is not None and rule.moves
+        return None if rule is None else rule.moves
 
     def lookup(self, node: Node) -> OpRule | None:
         """Returns the rule that holds for a node of a graph, None when there is none."""
@@ -182,6 +192,10 @@ def _check(rule: object) -> None:
     if not isinstance(rule.treatment, Treatment):
         raise RuleError(
             f"The rule for {rule.op} has treatment {rule.treatment!r}; use one of {', '.join(map(str, Treatment))}."
+        )
+    if not isinstance(rule.moves, Movement | None):
+        raise RuleError(
+            f"The rule for {rule.op} has moves={rule.moves!r}; use None or one of {', '.join(map(str, Movement))}."
         )
     if not rule.reason:
         raise RuleError(f"The rule for {rule.op} needs a reason: it stands in the table of operators.")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from coreml_quantizer.rules.registry import OpPacket, OpRule, Treatment
+from coreml_quantizer.rules.registry import Movement, OpPacket, OpRule, Treatment
 
 aten = torch.ops.aten
 
@@ -29,13 +29,17 @@ def _keeps_its_type(node: Node) -> bool:
     return isinstance(source, Node) and source.meta["val"].dtype == node.meta["val"].dtype
 
 
-def _moving(op: OpPacket, treatment: Treatment = Treatment.SHARED, **row: Any) -> OpRule:
-    return OpRule(op, treatment, moves=True, **{"reason": _WHY, "source": _SOURCE, **row})
+def _whole(op: OpPacket, **row: Any) -> OpRule:
+    return OpRule(op, Treatment.SHARED, moves=Movement.WHOLE, reason=_WHY, source=_SOURCE, **row)
+
+
+def _parts(op: OpPacket, treatment: Treatment = Treatment.SHARED, reason: str = _WHY, **row: Any) -> OpRule:
+    return OpRule(op, treatment, moves=Movement.PARTS, reason=reason, source=_SOURCE, **row)
 
 
 RULES = (
     *(
-        _moving(
+        _parts(
             op,
             applies=_pads_with_values_of_its_range,
             otherwise="it pads with a value that the scale of its input may not hold",
@@ -44,35 +48,40 @@ RULES = (
         for op in (aten.pad, aten.constant_pad_nd)
     ),
     *(
-        _moving(op)
+        _whole(op)
         for op in (
             *(aten.reshape, aten.view, aten._unsafe_view, aten.flatten, aten.unflatten, aten.ravel),
             *(aten.view_as, aten.reshape_as, aten.squeeze, aten.unsqueeze, aten.atleast_1d),
             *(aten.atleast_2d, aten.atleast_3d),
             *(aten.permute, aten.transpose, aten.t, aten.movedim, aten.moveaxis, aten.numpy_T, aten.mT),
             *(aten.swapaxes, aten.swapdims, aten.flip, aten.fliplr, aten.flipud, aten.roll, aten.rot90),
-            *(aten.slice, aten.select, aten.narrow, aten.index_select, aten.gather, aten.take_along_dim, aten.index),
-            *(aten.unfold, aten.im2col),
-            *(aten.expand, aten.expand_as, aten.broadcast_to, aten.repeat, aten.tile, aten.repeat_interleave),
             *(aten.contiguous, aten.clone, aten.alias, aten.detach),
             *(aten.dropout, aten.dropout_, aten.feature_dropout, aten.alpha_dropout),
             *(aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle),
         )
     ),
     *(
-        _moving(op, applies=_keeps_its_type, otherwise="it changes the type of its input")
+        _parts(op)
+        for op in (
+            *(aten.slice, aten.select, aten.narrow, aten.index_select, aten.gather, aten.take_along_dim, aten.index),
+            *(aten.unfold, aten.im2col),
+            *(aten.expand, aten.expand_as, aten.broadcast_to, aten.repeat, aten.tile, aten.repeat_interleave),
+        )
+    ),
+    *(
+        _whole(op, applies=_keeps_its_type, otherwise="it changes the type of its input")
         for op in (aten.to, aten._to_copy, aten.type_as)
     ),
     *(
-        _moving(op, Treatment.CONCATENATED)
+        _parts(op, Treatment.CONCATENATED)
         for op in (aten.cat, aten.stack, aten.hstack, aten.vstack, aten.dstack, aten.column_stack)
     ),
     *(
-        _moving(op, Treatment.SPLIT)
+        _parts(op, Treatment.SPLIT)
         for op in (
             *(aten.split, aten.split_with_sizes, aten.chunk, aten.unbind, aten.tensor_split),
             *(aten.hsplit, aten.vsplit, aten.dsplit),
         )
     ),
-    _moving(operator.getitem, reason="takes one part of a split"),
+    _parts(operator.getitem, reason="takes one part of a split"),
 )

@@ -1,4 +1,4 @@
-"""Sensitivity analysis: what quantizing each part of a model costs."""
+"""Sensitivity analysis: how much accuracy the quantization of each module costs."""
 
 from coreml_quantizer.sensitivity.analysis import analyze_sensitivity
 from coreml_quantizer.sensitivity.result import ModuleSensitivity, Sensitivity

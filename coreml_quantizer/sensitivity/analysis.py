@@ -1,4 +1,4 @@
-"""Quantizes one module at a time, or all but one, and looks at what the model makes of it."""
+"""The sensitivity analysis: quantizes one module at a time, or all but one, and scores the model."""
 
 import itertools
 import math
@@ -30,9 +30,9 @@ def analyze_sensitivity(
     inputs: Callable[[Any], Any] | None = None,
     progress: bool = True,
 ) -> Sensitivity:
-    """Measures what quantizing each module of a model costs, one module at a time.
+    """Measures how much accuracy the quantization of each module costs, one module at a time.
 
-    The model is converted once; a measurement takes one run over the batches for each module.
+    The model is converted once. The measurement of each module takes one run over the batches.
 
     Example:
         >>> prepared = prepare_pt2e(exported.module(), CoreMLQuantizer(QuantizerConfig()))
@@ -42,17 +42,18 @@ def analyze_sensitivity(
         >>> config = QuantizerConfig(skip=Skip(modules=found.most_sensitive(2)))
 
     Args:
-        calibrated: What `prepare_pt2e` returned, calibrated (weight-only models need no calibration), not converted.
-            It is not changed.
-        batches: Inputs as for `calibrate`; the outputs for them are compared with those of the model in floating
-            point: the score is their signal-to-quantization-noise ratio in dB, over all floating-point outputs and
+        calibrated: The graph that `prepare_pt2e` returned, calibrated (weight-only models need no calibration) and not
+            converted. It is not changed.
+        batches: Inputs as for `calibrate`. The outputs for them are compared with those of the model in floating
+            point. The score is the signal-to-quantization-noise ratio in dB, over all floating-point outputs and
             batches.
-        evaluate: In place of `batches`: takes the model, to be called as `calibrated` is, and returns a score, more of
-            which is better, such as an accuracy.
-        mode: "only" quantizes each module alone; "all_but" all but one, which also sees how errors add up.
-        modules: Paths to measure, each with everything inside; None for all that have quantized operators of their own.
-        max_batches: How many of `batches` to take; None for all.
-        inputs: Takes a batch and returns what the model is called with, such as `lambda batch: batch[0]`.
+        evaluate: A function to use instead of `batches`. It takes the model, which is called as `calibrated` is, and
+            returns a score, such as an accuracy. A higher score is better.
+        mode: "only" quantizes one module alone; "all_but" quantizes all but one, which also shows how errors add up.
+        modules: Module paths to measure, each with everything inside; None for all modules that have their own
+            quantized operators.
+        max_batches: How many of `batches` to use; None for all.
+        inputs: Takes a batch and returns the inputs of the model, such as `lambda batch: batch[0]`.
         progress: Whether to show a bar on standard error, if that is a terminal.
 
     Returns:
@@ -60,7 +61,7 @@ def analyze_sensitivity(
 
     Raises:
         CalibrationError: The model is not calibrated or is converted already, or there are no batches.
-        ScopeError: `modules` names what has no quantized operators.
+        ScopeError: `modules` names a module without quantized operators.
         ValueError: Neither or both of `batches` and `evaluate` are given, or `mode` is neither of the two.
     """
     _check(batches, evaluate, mode)
@@ -88,13 +89,13 @@ def _check(batches: Iterable[Any] | None, evaluate: Evaluate | None, mode: Mode)
 
 
 def _with_one(switched: SwitchedGraph, path: str, mode: Mode) -> GraphModule:
-    """Returns the model in which one module alone is quantized, or alone is not."""
+    """Returns the model with only the module at `path` quantized, or with all modules but that one."""
     chosen = {other for other in switched.modules() if inside(other, (path,)) is (mode == "only")}
     return switched.switch(chosen.__contains__)
 
 
 class _Sqnr:
-    """Signal-to-quantization-noise ratio of a model's outputs, in dB, summed in float64."""
+    """The signal-to-quantization-noise ratio of a model's outputs, in dB, summed in float64."""
 
     NAME = "SQNR (dB)"
 
@@ -113,14 +114,14 @@ class _Sqnr:
         return 10 * math.log10(self._signal / noise) if noise and self._signal else math.inf
 
     def _outputs(self, model: GraphModule) -> Iterator[list[Tensor]]:
-        """The floating-point outputs for each batch."""
+        """Yields the floating-point outputs for each batch."""
         for number, batch in enumerate(self._batches):
             leaves = tree_leaves(run_batch(model, number, batch, self._inputs))
             yield [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _measured(quantized: Sequence[str], wanted: Iterable[str] | None) -> list[str]:
-    """The paths to measure: those asked for, or all but that of the whole model."""
+    """Returns the paths to measure: those in `wanted`, or all but that of the whole model."""
     if wanted is None:
         return [path for path in quantized if path]
     asked = list(dict.fromkeys(wanted))

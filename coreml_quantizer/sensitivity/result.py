@@ -1,4 +1,4 @@
-"""What a sensitivity analysis found."""
+"""The result of a sensitivity analysis."""
 
 import json
 import math
@@ -19,10 +19,10 @@ _MEANING = {
 
 @dataclass(frozen=True)
 class ModuleSensitivity:
-    """One module.
+    """The sensitivity of one module.
 
     Attributes:
-        module: Its path; everything inside is measured with it, as an entry of a configuration means it.
+        module: Path of the module; everything inside is measured with it, as in an entry of a configuration.
         score: The score of the model with only this module quantized, or with all but this one.
     """
 
@@ -32,10 +32,10 @@ class ModuleSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How much quantizing each module costs.
+    """The accuracy that the quantization of each module costs.
 
     Attributes:
-        mode: "only": each module was quantized alone. "all_but": each was left in floating point alone.
+        mode: "only": each module was quantized alone. "all_but": only this one was left in floating point.
         metric: What a score is: "SQNR (dB)" of the outputs, or "score", from the caller's own function. More is better.
         float_score: Score with nothing quantized; infinite for an SQNR.
         quantized_score: Score with everything quantized that the configuration quantizes.
@@ -49,7 +49,7 @@ class Sensitivity:
     modules: tuple[ModuleSensitivity, ...]
 
     def most_sensitive(self, count: int) -> tuple[str, ...]:
-        """Returns the paths of the `count` most sensitive modules, none inside of another, for `Skip(modules=...)`.
+        """Returns the paths of the `count` most sensitive modules, none inside another, for `Skip(modules=...)`.
 
         Raises:
             ValueError: `count` is negative.
@@ -64,7 +64,7 @@ class Sensitivity:
         return tuple(chosen)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns dicts, lists, strings and numbers; None for an infinite score."""
+        """Returns the result as dicts, lists, strings and numbers; None for an infinite score."""
         return {
             "mode": self.mode,
             "metric": self.metric,

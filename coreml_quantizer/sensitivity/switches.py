@@ -20,11 +20,11 @@ _Function = Callable[[Tensor], Tensor]
 
 
 class _Switch(nn.Module):
-    """Quantizes and dequantizes where it is on, and does what floating point does where it is off.
+    """A switch that quantizes and dequantizes when it is on, and computes in floating point when it is off.
 
     Attributes:
-        module: Path of the module that reads what is quantized here, and is switched with it.
-        on: Whether it is on.
+        module: Path of the module that reads the result; the switch turns on and off with this module.
+        on: Whether the switch is on.
     """
 
     def __init__(self, module: str, quantize: _Function, leave: _Function) -> None:
@@ -38,24 +38,24 @@ class _Switch(nn.Module):
 
 
 class SwitchedGraph:
-    """A copy of a calibrated graph with a switch at each place that is quantized, all off at first.
+    """A copy of a calibrated graph with a switch at each quantized value, all off at first.
 
-    With all switches on it computes what the converted graph does; with all off, what a graph does that is configured
-    to quantize nothing: its weights are rounded to float16, as Core ML stores them.
+    With all switches on, it computes the same as the converted graph. With all switches off, it computes the same as a
+    graph whose configuration quantizes nothing: its weights are rounded to float16, as Core ML stores them.
 
     Attributes:
-        graph_module: The graph, to be called as the prepared one is.
+        graph_module: The graph, which is called as the prepared graph is.
     """
 
     def __init__(self, prepared: GraphModule) -> None:
-        """Makes the switches.
+        """Makes the copy and its switches.
 
         Args:
-            prepared: A calibrated graph of `prepare_pt2e`, which is not changed.
+            prepared: A calibrated graph from `prepare_pt2e`; it is not changed.
 
         Raises:
-            CalibrationError: It has no observers of this package, or one that saw nothing.
-            QuantizerError: It carries no record of what was quantized.
+            CalibrationError: The graph has no observers of this package, or an observer saw no values.
+            QuantizerError: The graph carries no record of what was quantized.
         """
         observers = observers_of(prepared)
         modules = {decision.node: decision.module for decision in decisions_of(prepared) if decision.outcome != "float"}
@@ -66,14 +66,14 @@ class SwitchedGraph:
         self._written = [(buffer, buffer.clone()) for buffer in written_buffers(self.graph_module).values()]
 
     def modules(self) -> list[str]:
-        """Returns the paths of modules that quantize anything of their own, in the order they run; "" is the model."""
+        """Returns the paths of modules with their own quantized operators, in running order; "" is the model."""
         return list(dict.fromkeys(switch.module for switch in self._switches))
 
     def switch(self, on: Callable[[str], bool]) -> GraphModule:
-        """Turns on the switches of the modules for which `on` says so, the others off, and rewinds mutable buffers.
+        """Turns on the switches of the modules that `on` selects, turns off the others, and resets mutable buffers.
 
         Args:
-            on: Takes the path of a module.
+            on: Takes the path of a module; returns whether its switches are on.
 
         Returns:
             The graph.
@@ -123,7 +123,7 @@ class _Builder:
                 node.replace_input_with(source, self._switched(source, quantized, owner))
 
     def _switched(self, observer: Node, quantized: Node, module: str) -> Node:
-        """Returns the call of a switch that does for `module` what `quantized` does behind an observer."""
+        """Returns the call of a switch of `module` that replaces `observer` and computes `quantized`."""
         key = (observer, module)
         if key not in self._made:
             source = observer.all_input_nodes[0]
@@ -143,7 +143,7 @@ class _Builder:
         return self._made[key]
 
     def _call(self, node: Node) -> _Function:
-        """What `node` does with its first argument."""
+        """Returns a function that applies the operator of `node` to its first argument, the others evaluated."""
         target: Any = node.target
         others = map_arg(node.args[1:], lambda constant: evaluate(constant, self._converted))
         named = map_arg(node.kwargs, lambda constant: evaluate(constant, self._converted))
@@ -151,14 +151,14 @@ class _Builder:
 
 
 def _arguments(node: Node) -> list[Node]:
-    """All nodes among the arguments of a call, those that come twice too."""
+    """Returns all nodes among the arguments of a call, repeated ones included."""
     found: list[Node] = []
     map_arg((node.args, node.kwargs), found.append)
     return found
 
 
 def _module_of(observer: Node) -> str:
-    """Path of the module that made what an observer shows to something in floating point."""
+    """Returns the path of the module that made the value of `observer`, whose reader is in floating point."""
     node = observer
     while node.op == "call_module":
         node = node.all_input_nodes[0]
@@ -179,5 +179,5 @@ def _through(first: _Function, second: _Function) -> _Function:
 
 
 def inside(path: str, modules: Iterable[str]) -> bool:
-    """Whether `path` is one of `modules`, or in one of them."""
+    """Returns whether `path` is one of `modules`, or inside one of them."""
     return any(path == module or path.startswith(f"{module}.") for module in modules)

@@ -9,7 +9,7 @@ from coreml_quantizer.weights.compressor import WeightCompressor, blocks, grid_o
 
 
 class BlockObserver(WeightCompressor):
-    """Quantizes a weight block by block, with the range estimator of its spec for every block.
+    """An observer that quantizes a weight block by block, with the range estimator of its spec for every block.
 
     At conversion the graph gets stored integers and `torchao.dequantize_affine`, which becomes Core ML's
     `constexpr_blockwise_shift_scale` (iOS18). Source of per-block scales: coremltools guide, Quantization, Granularity.
@@ -24,7 +24,7 @@ class BlockObserver(WeightCompressor):
         self.pack(model, observer_node, self.weight, *self.grid(self.weight))
 
     def grid(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns scale (float32) and zero point (int64) of every block of `weight`, shape (blocks,)."""
+        """Returns scale (float32) and zero point (int64) of every block of `weight`, each of shape (blocks,)."""
         from coreml_quantizer.estimators import ESTIMATORS
 
         rows = TensorSpec(self.storage, self.spec.scheme, PerChannel(0), self.spec.estimator)
@@ -34,7 +34,7 @@ class BlockObserver(WeightCompressor):
         return estimator.calculate_qparams()
 
     def pack(self, model: GraphModule, observer_node: Node, weight: Tensor, scale: Tensor, zero_point: Tensor) -> None:
-        """Replaces `observer_node` by `weight`, stored as integers on the grid of `scale` and `zero_point`."""
+        """Replaces `observer_node` by `weight`, stored as integers with `scale` and `zero_point`."""
         storage, sizes = self.storage, block_sizes(tuple(weight.shape), self.spec)
         values = blocks(weight, sizes)
         steps = torch.round(values / scale[:, None]) + zero_point[:, None]
@@ -57,8 +57,8 @@ class BlockObserver(WeightCompressor):
 def block_sizes(shape: tuple[int, ...], spec: TensorSpec) -> tuple[int, ...]:
     """Returns the extent of one block along each axis of a weight of `shape`.
 
-    Where the size that is asked for does not divide the weight, inputs fall back to one block a channel, and channels
-    to one group.
+    If the size in the spec does not divide the weight, `PerBlock` falls back to one block per channel, and
+    `PerChannelGroup` to one group of all channels.
     """
     granularity = spec.granularity
     if isinstance(granularity, PerBlock):

@@ -1,4 +1,4 @@
-"""One-dimensional k-means: the table with the least squared error to the values of a weight."""
+"""One-dimensional k-means, which finds a table with a small squared error to the values of a weight."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,17 @@ _ROUNDS = 100
 
 
 def cluster(values: Tensor, count: int) -> Tensor:
-    """Returns `count` ascending centers, float64, found by Lloyd's algorithm from three starts; the best one wins.
+    """Returns `count` ascending centers, float64: the best result of Lloyd's algorithm from three starts.
 
     The starts are evenly spaced by rank, by value, and by the cube root of density, which is optimal for many centers
     (Panter and Dite 1951).
 
-    On sorted values with running sums a round costs `count * log(len(values))`, so it is run until nothing moves.
+    On sorted values with running sums, a round costs `count * log(len(values))`. Rounds are therefore repeated until no
+    center moves, but at most 100 times.
 
     Args:
         values: One-dimensional; at least one value.
-        count: Number of centers; where there are fewer distinct values, some centers coincide.
+        count: Number of centers; with fewer distinct values, some centers coincide.
     """
     ordered = values.detach().to("cpu", torch.float64).sort().values
     spread = torch.linspace(0, 1, 2 * count + 1, dtype=torch.float64)[1::2]
@@ -27,7 +28,7 @@ def cluster(values: Tensor, count: int) -> Tensor:
 
 
 def nearest(values: Tensor, centers: Tensor) -> Tensor:
-    """Returns the index of the nearest of ascending `centers` for each value, uint8."""
+    """Returns for each value the index of the nearest center, uint8; `centers` are ascending."""
     borders = (centers[1:] + centers[:-1]) / 2
     return torch.bucketize(values.detach().to("cpu", torch.float64), borders).to(torch.uint8)
 

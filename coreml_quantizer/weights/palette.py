@@ -11,14 +11,14 @@ from coreml_quantizer.weights.kmeans import cluster, nearest
 
 
 class PaletteObserver(WeightCompressor):
-    """Clusters a weight into `2**bits` values, in one table or one for each group of channels.
+    """An observer that clusters a weight into `2**bits` values, with one table or one for each group of channels.
 
     At conversion the graph gets stored indices and `quant.dequantize_codebook`, which becomes Core ML's
     `constexpr_lut_to_dense`. Source: coremltools guide, Palettization; Lloyd 1982 for the clustering.
     """
 
     def block_sizes(self) -> tuple[int, ...]:
-        """Returns the extent of what shares a table along each axis of the weight."""
+        """Returns the extent of the part of the weight that shares one table, along each axis."""
         return block_sizes(tuple(self.weight.shape), self.spec)
 
     def convert(self, model: GraphModule, observer_node: Node) -> None:
@@ -26,9 +26,9 @@ class PaletteObserver(WeightCompressor):
         self.pack(model, observer_node, self.weight, self.tables(self.weight))
 
     def tables(self, weight: Tensor) -> Tensor:
-        """Returns the ascending values of each table of `weight`, float16 numbers as float32, shape (tables, values).
+        """Returns the ascending values of each table of `weight`, float32, shape (tables, values).
 
-        Core ML keeps tables in float16.
+        They are rounded to float16, because Core ML keeps tables in float16.
         """
         storage = self.spec.storage
         assert isinstance(storage, LookupTable)
@@ -37,7 +37,7 @@ class PaletteObserver(WeightCompressor):
         return tables.to(torch.float16).to(weight.device, torch.float32)
 
     def pack(self, model: GraphModule, observer_node: Node, weight: Tensor, tables: Tensor) -> None:
-        """Replaces `observer_node` by `weight`, stored as indices of the nearest values of `tables`."""
+        """Replaces `observer_node` by `weight`, stored as the indices of the nearest values in `tables`."""
         # Registers the operator.
         import torchao.prototype.quantization.codebook_coreml.codebook_ops  # noqa: F401
 

@@ -1,1 +1,1 @@
-"""Graphs that train: how they are made, and what conversion makes of them."""
+"""Graphs that train: how they are made, and how they are converted."""

@@ -1,4 +1,4 @@
-"""Exports a model for training, with a batch that may have any size."""
+"""The export of a model for training, with a batch that may have any size."""
 
 import logging
 import traceback
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def export_for_training(model: nn.Module, example_inputs: Inputs) -> GraphModule:
-    """Exports `model` in the mode it is in; the parameters of the graph are those of the model.
+    """Exports `model` in its current mode; the graph and the model have the same parameters.
 
     The first dimension of every input is left free where the model allows it, because training batches seldom have the
     size of the example.
@@ -27,7 +27,7 @@ def export_for_training(model: nn.Module, example_inputs: Inputs) -> GraphModule
         example_inputs: Its positional inputs.
 
     Raises:
-        ExportError: torch.export cannot trace the model; names the line.
+        ExportError: torch.export cannot trace the model; the message names the line.
     """
     try:
         return torch.export.export(model, _doubled(example_inputs), dynamic_shapes=_free_batch(example_inputs)).module()
@@ -44,7 +44,7 @@ def export_for_training(model: nn.Module, example_inputs: Inputs) -> GraphModule
 
 
 def _doubled(inputs: Inputs) -> Inputs:
-    """A batch of one would be taken for a constant."""
+    """Returns `inputs` with every batch of one doubled, because torch.export takes a size of one for a constant."""
     return tuple(
         torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim and len(value) == 1 else value
         for value in inputs

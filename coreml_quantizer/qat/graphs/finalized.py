@@ -1,6 +1,6 @@
 """A converted graph that coremltools can convert too, after torch.jit.trace.
 
-The TorchScript frontend of coremltools knows torch's quantized tensors, but not the operators that PT2E works with.
+The TorchScript frontend of coremltools knows torch's quantized tensors, but not the operators of PT2E.
 """
 
 import warnings
@@ -21,11 +21,11 @@ _QUANTIZED_DTYPES = MappingProxyType({torch.uint8: torch.quint8, torch.int8: tor
 
 
 class FinalizedGraphModule(GraphModule):
-    """Evaluates and exports as the graph it is; under torch.jit.trace it shows quantized tensors instead."""
+    """A converted graph that computes with torch's quantized tensors under torch.jit.trace, and as usual otherwise."""
 
     @classmethod
     def of(cls, converted: GraphModule) -> "FinalizedGraphModule":
-        """Makes one of what `convert_pt2e` returns."""
+        """Makes a finalized graph from the graph that `convert_pt2e` returns."""
         made = cls(converted, converted.graph)
         made.meta.update(converted.meta)
         made.training = False
@@ -43,7 +43,7 @@ class FinalizedGraphModule(GraphModule):
 
 
 class _Traced(Interpreter):
-    """Evaluates a converted graph with torch's quantized tensors."""
+    """An interpreter that evaluates a converted graph with torch's quantized tensors."""
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target in _UNTRACEABLE:
@@ -73,7 +73,10 @@ def _dequantize_channels(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int
 
 
 def _weight(stored: Tensor, scale: Any, zero_point: Any) -> Tensor:
-    """Computes with numpy, which tracing does not see: the result is a constant of the trace."""
+    """Returns the dequantized weight.
+
+    Tracing does not see numpy, which computes the weight, so the weight is a constant of the trace.
+    """
     return torch.from_numpy(((stored.numpy().astype(np.float32) - zero_point) * scale).astype(np.float32))
 
 

@@ -1,4 +1,4 @@
-"""What conversion makes of a trained graph beyond its fake quantizers."""
+"""The conversion of everything in a trained graph other than its fake quantizers."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ _BIAS_POSITION = 2
 
 
 class Finisher(FakeQuantizeBase):
-    """Does nothing in training; conversion, which meets it last, lets it tidy up the whole graph."""
+    """A module that does nothing in training; conversion reaches it last and lets it clean up the whole graph."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `x`."""
@@ -37,7 +37,11 @@ class Finisher(FakeQuantizeBase):
         return x
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
-        """Has no grid."""
+        """Refuses, because this module has no scale and no zero point.
+
+        Raises:
+            NotImplementedError: Always.
+        """
         raise NotImplementedError
 
     def convert(self, model: GraphModule, node: Node) -> None:
@@ -84,7 +88,7 @@ def _convert_batch_norm(model: GraphModule, node: Node, module: BatchNorm) -> No
 
 
 def _fold_bias(model: GraphModule, layer: Any, node: Node, module: BatchNorm) -> None:
-    """The weight has the batch norm's factor already: what remains of it is a bias."""
+    """Replaces a batch norm by a bias of `layer`, whose weight already contains the factor of the batch norm."""
     norm_weight, norm_bias, mean, variance = (constant_of(model, source) for source in node.args[1:5])
     assert mean is not None
     assert variance is not None

@@ -1,4 +1,4 @@
-"""Keeps batch norms out of torchao's sight, which would trace 96 patterns (10 s to 30 s) for any that it sees."""
+"""The hiding of batch norms from torchao, which would trace 96 patterns (10 s to 30 s) if it saw one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,11 @@ _PREFIX = "_batch_norm"
 
 @dataclass(frozen=True)
 class HiddenBatchNorm:
-    """A batch norm that a module stands for.
+    """A batch norm that a module replaces.
 
     Attributes:
-        node: Its node, which calls the module; annotations that name the node still hold.
-        args: What the operator was called with.
+        node: Its node, which now calls the module; annotations that refer to the node stay valid.
+        args: The arguments of the operator call.
         module: The module.
     """
 
@@ -34,7 +34,7 @@ class HiddenBatchNorm:
 
 
 def hide(graph_module: GraphModule) -> list[HiddenBatchNorm]:
-    """Makes every batch norm of the graph a call of a module, with the same inputs."""
+    """Turns every batch norm of the graph into a call of a module with the same inputs."""
     found = [node for node in graph_module.graph.nodes if node.target is aten.batch_norm.default]
     hidden = []
     for index, node in enumerate(found):

@@ -1,4 +1,4 @@
-"""What training cannot start from."""
+"""A check that refuses models that cannot train."""
 
 from collections.abc import Iterable
 
@@ -13,10 +13,10 @@ _MOST_LISTED = 5
 
 
 def refuse_half_precision(places: Iterable[Place]) -> None:
-    """Checks that what is going to be quantized is computed in float32 or wider.
+    """Refuses models that compute a value to be quantized in float16 or bfloat16.
 
     Raises:
-        QuantizerError: Something is not; lists what.
+        QuantizerError: There are some; the message lists the values.
     """
     sources = (place if isinstance(place, Node) else place[0] for place in places)
     short = {f"'{source.name}' is {source.meta['val'].dtype}" for source in sources if _is_short(source)}

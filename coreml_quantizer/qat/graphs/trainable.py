@@ -1,4 +1,4 @@
-"""A prepared graph whose `train()` and `eval()` do what those of any module do."""
+"""A prepared graph whose `train()` and `eval()` work as those of any module."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,26 +15,29 @@ _MOST_LISTED = 8
 
 
 class TrainableGraphModule(GraphModule):
-    """Passes its mode on to batch norms, dropouts and fake quantizers; torchao's own graphs refuse to change mode."""
+    """A graph that passes its mode on to batch norms, dropouts and fake quantizers.
+
+    torchao's own graphs refuse to change mode.
+    """
 
     @classmethod
     def of(cls, prepared: GraphModule) -> "TrainableGraphModule":
-        """Makes one of what `prepare_qat_pt2e` returns, with the same parameters and modules."""
+        """Makes a trainable graph of what `prepare_qat_pt2e` returns, with the same parameters and modules."""
         made = cls(prepared, prepared.graph)
         made.meta.update(prepared.meta)
         return made.train(bool(getattr(prepared, MODE)))
 
     def train(self, mode: bool = True) -> "TrainableGraphModule":
-        """Trains or evaluates from now on; returns the model."""
+        """Sets training mode, or evaluation mode if `mode` is False; returns the model."""
         setattr(self, MODE, mode)
         super().train(mode)
         return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Takes the state of a checkpoint, all of it or nothing.
+        """Loads the state of a checkpoint, all of it or nothing.
 
         Raises:
-            QuantizerError: It is of another model or configuration; the message lists what differs.
+            QuantizerError: The checkpoint is of another model or configuration; the message lists the differences.
         """
         problems = [*self._other_tensors(state_dict, strict), *self._other_quantizers(state_dict)]
         if problems:
@@ -66,7 +69,7 @@ class TrainableGraphModule(GraphModule):
 
     @contextmanager
     def switched(self, mode: Mode, observes: bool, quantizes: bool) -> Iterator[None]:
-        """Holds all fake quantizers in one state, and the model in one mode."""
+        """Keeps all fake quantizers in one state, and the model in one mode, while the context is open."""
         quantizers = [module for module in self.modules() if isinstance(module, FakeQuantizer)]
         before = [(quantizer.observes, quantizer.quantizes) for quantizer in quantizers]
         mode_before = getattr(self, MODE)

@@ -1,4 +1,4 @@
-"""Says when a model is converted whose rounding was never trained, because no milestone turned it on."""
+"""A warning about models that are converted but never trained with rounding, because no milestone turned it on."""
 
 import warnings
 from collections import Counter
@@ -12,7 +12,7 @@ _ROUNDING = 1
 
 
 def warn_of_unrounded(quantizers: Iterable[FakeQuantizer]) -> None:
-    """Warns of quantizers that never rounded although their milestones name a step for that."""
+    """Warns about quantizers that never rounded although their milestones name a step for that."""
     quantizers = list(quantizers)
     missed: Counter[tuple[int, int]] = Counter()
     for quantizer in quantizers:

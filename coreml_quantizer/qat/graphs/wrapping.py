@@ -1,4 +1,4 @@
-"""Turns an annotated graph into one that trains."""
+"""The step that turns an annotated graph into a graph that trains."""
 
 import warnings
 from collections import Counter
@@ -42,16 +42,16 @@ def wrap_for_training(
     placement: Placement,
     hidden: list[HiddenBatchNorm],
 ) -> list[Scheduled]:
-    """Inserts fake quantizers, and makes what trains follow the mode of the model.
+    """Inserts fake quantizers, and makes operators that depend on the mode follow the mode of the model.
 
     Args:
         graph_module: The annotated graph with hidden batch norms, changed in place.
-        observers: Observer of every annotated place; the same object at places that share.
-        placement: Which of the places are weights, and where new values arise.
-        hidden: Its batch norms.
+        observers: Observer of every annotated place; the same object for places that share.
+        placement: Which places are weights, and which places have values that are new to their sharing group.
+        hidden: The hidden batch norms.
 
     Returns:
-        The modules that milestones concern.
+        The modules that have milestones.
 
     Raises:
         QuantizerError: The model is in half precision.
@@ -72,7 +72,7 @@ def wrap_for_training(
 
 
 class _Folded:
-    """Which batch norms fold into which layers."""
+    """The batch norms that fold into layers, by layer."""
 
     def __init__(self, observers: Mapping[Place, nn.Module], hidden: list[HiddenBatchNorm]) -> None:
         uses = Counter(id(observer) for observer in observers.values())
@@ -103,7 +103,7 @@ def _weight_edge(layer: Node) -> Edge:
 def _quantizers_of(
     graph_module: GraphModule, observers: Mapping[Place, nn.Module], weights: Iterable[Edge], folded: _Folded
 ) -> dict[Place, nn.Module]:
-    """Replaces every observer by a fake quantizer, one for one."""
+    """Returns the fake quantizer of every place, one for each observer."""
     made: dict[int, nn.Module] = {}
     for constant, layer in weights:
         observer = observers[constant, layer]
@@ -124,7 +124,7 @@ def _quantizers_of(
 
 
 def _schedule_fixed(quantizers: Iterable[nn.Module]) -> None:
-    """Fixed grids follow the milestones that most others have."""
+    """Gives fixed fake quantizers the milestones that most of the others have."""
     quantizers = list(quantizers)
     milestones = most_common_milestones(quantizers)
     for quantizer in quantizers:
@@ -151,13 +151,13 @@ def _train_batch_norms(graph_module: GraphModule, hidden: list[HiddenBatchNorm],
 
 
 def _read_before(call: Node, parameters: Iterable[Any]) -> list[Node | None]:
-    """Reads parameters of the batch norm again, because it stands behind the layer whose weight needs them."""
+    """Reads parameters of the batch norm again before `call`, because the batch norm comes after the layer."""
     with call.graph.inserting_before(call):
         return [call.graph.node_copy(found) if isinstance(found, Node) else None for found in parameters]
 
 
 def _take_counters(graph_module: GraphModule) -> dict[str, Node]:
-    """Removes the additions to batch counters; returns the counters by the path of their batch norm."""
+    """Removes the additions to batch counters; returns the counters by the module path of their batch norm."""
     counters = {}
     for node in list(graph_module.graph.nodes):
         counter = node.args[0] if node.target is aten.add_.Tensor else None
@@ -202,7 +202,7 @@ def _add_mode(graph_module: GraphModule, hidden: list[HiddenBatchNorm]) -> Node:
 
 
 def _add_finisher(graph_module: GraphModule) -> None:
-    """Adds a module on the first output, which conversion meets last."""
+    """Adds a module on the first output, which conversion reaches last."""
     output = graph_module.graph.output_node()
     result = output.all_input_nodes[0]
     graph_module.add_submodule(FINISHER, Finisher())

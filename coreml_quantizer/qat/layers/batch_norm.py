@@ -12,10 +12,10 @@ from coreml_quantizer.qat.schedule import Mode, Scheduled, nothing
 
 
 class BatchNorm(Scheduled):
-    """Normalizes by the batch in training and by the running statistics otherwise.
+    """A batch norm that uses the statistics of the batch in training, and the running statistics otherwise.
 
     Attributes:
-        frozen: Whether the running statistics are used, and kept, in training too.
+        frozen: Whether training also uses the running statistics and does not change them.
     """
 
     def __init__(self, momentum: float, eps: float) -> None:
@@ -37,7 +37,7 @@ class BatchNorm(Scheduled):
         batches: Tensor | None = None,
         mode: Mode = None,
     ) -> Tensor:
-        """Normalizes `x`, of shape (batch, channels, ...); everything else but `batches` has shape (channels,).
+        """Normalizes `x`, of shape (batch, channels, ...); all other tensors except `batches` have shape (channels,).
 
         Without running statistics, those of the batch are used in every mode.
         """
@@ -49,12 +49,15 @@ class BatchNorm(Scheduled):
         return F.batch_norm(x, mean, variance, weight, bias, trains, self.momentum, self.eps)
 
     def take_new(self) -> tuple[Tensor, ...]:
-        """Returns the statistics that moved since the last call, themselves; noted where there are several ranks."""
+        """Returns the running statistics that changed since the last call: the tensors themselves, not copies.
+
+        Changes are recorded only with several ranks.
+        """
         new, self._new = self._new, ()
         return new
 
     def freeze(self) -> None:
-        """Keeps the running statistics from now on."""
+        """Freezes the running statistics from now on."""
         self.frozen = True
 
     def actions(self) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None], Callable[[], None]]:

@@ -1,4 +1,4 @@
-"""Activations that clamp, left to the fake quantizer behind them, which clamps anyway: two passes saved."""
+"""Clamping activations that are left to the fake quantizer behind them, which clamps anyway; this saves two passes."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -33,7 +33,7 @@ CLAMPS: Mapping[Any, Callable[[Node], Interval]] = MappingProxyType(
         aten.hardtanh_.default: _bounds,
     }
 )
-"""Operators that clamp, and between what."""
+"""Operators that clamp, each with a function that returns the two limits for a call."""
 
 _OUT_OF_PLACE = {
     aten.relu_.default: aten.relu.default,
@@ -43,7 +43,7 @@ _OUT_OF_PLACE = {
 
 
 class DeferredActivation(nn.Module):
-    """Clamps, unless the fake quantizer that reads the result is going to."""
+    """An activation that clamps, unless the fake quantizer that reads the result clamps."""
 
     def __init__(self, op: Callable[..., Tensor], arguments: tuple[Any, ...], quantizer: FakeQuantize) -> None:
         super().__init__()
@@ -53,11 +53,11 @@ class DeferredActivation(nn.Module):
         self._quantizer = (quantizer,)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the activation of `x`, or `x`."""
+        """Returns the activation of `x`, or `x` if the fake quantizer clamps it."""
         return x if self._quantizer[0].clips else self.op(x, *self.arguments)
 
     def restore(self, node: Node) -> None:
-        """Makes the node that calls this module a call of the operator again."""
+        """Turns the node that calls this module into a call of the operator again."""
         node.op, node.target, node.args = "call_function", self.op, (*node.args, *self.arguments)
 
     def extra_repr(self) -> str:
@@ -65,7 +65,7 @@ class DeferredActivation(nn.Module):
 
 
 def defer_activations(graph_module: GraphModule) -> None:
-    """Defers every clamping activation that nothing but one plain fake quantizer reads."""
+    """Defers every clamping activation whose only reader is a plain fake quantizer."""
     found = [node for node in graph_module.graph.nodes if node.target in CLAMPS and len(node.users) == 1]
     for index, node in enumerate(found):
         (reader,) = node.users

@@ -12,7 +12,7 @@ KINDS = frozenset(dropout.default for dropout in DROPOUTS)
 
 
 class Dropout(nn.Module):
-    """Drops values in training, and only then."""
+    """A dropout that drops values only in training."""
 
     def __init__(self, kind: torch._ops.OpOverload, probability: float) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Dropout(nn.Module):
 
 
 class StochasticDepth(Dropout):
-    """Drops all values at an index of some axes, or none, such as a residual branch of a sample."""
+    """A dropout that drops all values at an index of some axes, or none, such as a residual branch of a sample."""
 
     def __init__(self, probability: float, axes: tuple[int, ...]) -> None:
         super().__init__(aten.dropout.default, probability)

@@ -1,4 +1,4 @@
-"""Operators that know the model's mode by an argument, as modules of the graph that follow it."""
+"""Operators with an argument for the mode, as modules of the graph that follow the model's mode."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from coreml_quantizer.qat.schedule import Mode
 
 
 class Modal(nn.Module):
-    """Calls an operator as the model was exported while it trains, and as evaluation does otherwise."""
+    """An operator that is called as it was exported while the model trains, and as in evaluation otherwise."""
 
     def __init__(self, op: torch._ops.OpOverload) -> None:
         super().__init__()
@@ -22,20 +22,20 @@ class Modal(nn.Module):
 
     @classmethod
     def take(cls, model: GraphModule, node: Node, name: str, mode: Node) -> None:
-        """Makes `node`, which calls an operator in training mode, call a module named `name` that gets `mode` too."""
+        """Turns `node`, a call of an operator in training mode, into a call of module `name` that also gets `mode`."""
         assert isinstance(node.target, torch._ops.OpOverload)
         model.add_submodule(name, cls(node.target))
         # Not as a keyword, which torchao refuses to be computed.
         node.op, node.target, node.args = "call_module", name, (mode, *node.args)
 
     def forward(self, mode: Mode, *args: Any, **keywords: Any) -> Any:
-        """Takes the mode and the arguments of the operator, and returns its result."""
+        """Returns the result of the operator for its arguments in the given mode."""
         if not mode:
             args, keywords = self._evaluating(args, keywords)
         return self.op(*args, **keywords)
 
     def restore(self, node: Node) -> None:
-        """Makes the node that calls this module a call of the operator in evaluation."""
+        """Turns the node that calls this module into a call of the operator in evaluation mode."""
         node.op, node.target = "call_function", self.op
         node.args, node.kwargs = self._evaluating(node.args[1:], node.kwargs)
 

@@ -1,1 +1,1 @@
-"""Fake quantizers: modules that round in training as the program will."""
+"""Fake quantizers: modules that round in training as the converted program will."""

@@ -1,4 +1,4 @@
-"""The base of fake quantizers, and the one that follows another."""
+"""The base class of fake quantizers, and the fake quantizer that follows another one."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -15,15 +15,15 @@ from coreml_quantizer.specs import IntegerStorage, Milestones, PerChannel, Tenso
 
 
 class FakeQuantizer(Scheduled, FakeQuantizeBase):
-    """Base of all fake quantizers: the switches, and what torchao's conversion reads.
+    """The base class of all fake quantizers: switches, checkpoints, and the attributes that torchao's conversion reads.
 
     Attributes:
         scale: float32, shape `(1,)` or `(channels,)`.
         zero_point: int32, same shape.
         tensor_name: Graph name of the tensor, for messages.
-        description: `describe()` in UTF-8, by which checkpoints of another configuration are recognized.
+        description: `describe()` in UTF-8; it shows when a checkpoint is of another configuration.
         rounded: Whether rounding was ever on.
-        RESIZED: Buffers whose shape is known from the first batch on.
+        RESIZED: Buffers whose shape is known only from the first batch on.
     """
 
     RESIZED: ClassVar[tuple[str, ...]] = ("scale", "zero_point")
@@ -49,12 +49,12 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
 
     @property
     def storage(self) -> IntegerStorage:
-        """The integers that are stored."""
+        """The integer type that values are stored in."""
         assert isinstance(self.spec.storage, IntegerStorage)
         return self.spec.storage
 
     def schedule(self, milestones: Milestones | None) -> None:
-        """Sets the milestones; with any, nothing is observed or quantized before they say so."""
+        """Sets the milestones; if there are any, observing and rounding are off until they turn them on."""
         super().schedule(milestones)
         self.rounded = milestones is None
         if milestones is not None:
@@ -62,18 +62,18 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
             self.enable_fake_quant(False)
 
     def enable_observer(self, enabled: bool = True) -> None:
-        """Lets the range follow the values from now on, or keeps it."""
+        """Lets the range follow the values from now on; keeps the range if `enabled` is False."""
         self.observes = enabled
         self.observer_enabled = torch.full_like(self.observer_enabled, enabled)
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
-        """Rounds from now on, or passes values through."""
+        """Rounds values from now on; passes them through if `enabled` is False."""
         self.quantizes = enabled
         self.rounded = self.rounded or enabled
         self.fake_quant_enabled = torch.full_like(self.fake_quant_enabled, enabled)
 
     def switch(self, observes: bool, quantizes: bool) -> None:
-        """Sets both at once."""
+        """Sets both switches: whether the range follows the values, and whether values are rounded."""
         self.enable_observer(observes)
         self.enable_fake_quant(quantizes)
 
@@ -85,12 +85,12 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
         return MappingProxyType(names)
 
     def describe(self) -> str:
-        """Returns what the state of this quantizer is of."""
+        """Returns the kind, storage, scheme and granularity of this quantizer; a checkpoint must have the same."""
         spec = self.spec
         return f"{type(self).__name__} {spec.storage.name} {spec.scheme.value} {spec.granularity}"
 
     def mismatch(self, saved: Tensor | None) -> str | None:
-        """Returns how the `description` of a checkpoint differs, or None."""
+        """Returns how the `description` in a checkpoint differs, None when it does not or is missing."""
         if saved is None or torch.equal(saved.cpu(), self.description.cpu()):
             return None
         return f"'{self.tensor_name}' was {bytes(saved.tolist()).decode()} and is {self.describe()} now"
@@ -118,19 +118,22 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
         )
 
     def sibling(self, observes: bool) -> "Follower":
-        """Returns a quantizer to the same grid, for another tensor of the sharing group.
+        """Returns a fake quantizer with the same scale and zero point, for another tensor of the sharing group.
 
-        As in coremltools, tensors of a group train one range: each that can hold new values is observed.
+        As in coremltools, the tensors of a group train one range: every tensor that can hold new values is observed.
+
+        Args:
+            observes: Whether the tensor can hold values that are new to the group.
         """
         self.leads = True
         return Follower(self, observes)
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Rounds `x` to the grid as it is."""
+        """Rounds `x` with the current scale and zero point."""
         raise NotImplementedError
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
-        """Returns scale (float32) and zero point (int64) as trained, each of shape `(1,)` or `(channels,)`.
+        """Returns the trained scale (float32) and zero point (int64), each of shape `(1,)` or `(channels,)`.
 
         Raises:
             CalibrationError: Nothing was observed, or not-a-number or infinite values were.
@@ -143,7 +146,7 @@ class FakeQuantizer(Scheduled, FakeQuantizeBase):
 
 
 class Follower(FakeQuantizeBase):
-    """Rounds to the grid of another fake quantizer, which owns all state."""
+    """A fake quantizer that rounds with the scale and zero point of another one, its leader, which owns all state."""
 
     def __init__(self, leader: FakeQuantizer, observes: bool) -> None:
         super().__init__()
@@ -156,11 +159,11 @@ class Follower(FakeQuantizeBase):
 
     @property
     def leader(self) -> FakeQuantizer:
-        """The quantizer whose grid this is."""
+        """The fake quantizer whose scale and zero point this one uses."""
         return self._leader[0]
 
     def forward(self, x: Tensor, mode: Mode = None) -> Tensor:
-        """Fake-quantizes `x`, and lets its values move the common range if they can be new to it."""
+        """Fake-quantizes `x`; its values move the common range if they can be new to it."""
         refuse_export()
         leader = self.leader
         if self._observes:
@@ -169,5 +172,5 @@ class Follower(FakeQuantizeBase):
         return leader.quantize(x) if leader.quantizes and leader.known else x
 
     def calculate_qparams(self, **arguments: Any) -> tuple[Tensor, Tensor]:
-        """Returns those of the leader."""
+        """Returns the scale and zero point of the leader."""
         return self.leader.calculate_qparams(**arguments)

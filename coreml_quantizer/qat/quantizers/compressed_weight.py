@@ -1,4 +1,4 @@
-"""Training of weights that are stored in blocks or in lookup tables."""
+"""Fake quantizers for weights that are stored in blocks or in lookup tables."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from coreml_quantizer.weights.compressor import blocks, unblock
 
 
 class BlockFakeQuantize(FakeQuantizer):
-    """Rounds each block of a weight to a grid of its own, which follows the weight."""
+    """A fake quantizer with a scale and zero point for each block of a weight, which follow the weight."""
 
     def __init__(self, observer: BlockObserver) -> None:
         super().__init__(observer.spec)
@@ -40,7 +40,7 @@ class BlockFakeQuantize(FakeQuantizer):
         return self.quantize(weight) if self.quantizes and self.known else weight
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Rounds every block to its grid as it is."""
+        """Rounds every block with its current scale and zero point."""
         sizes = block_sizes(tuple(x.shape), self.spec)
         scale, zero_point = self.scale[:, None], self.zero_point[:, None]
         rows = fake_quantize_blocks(blocks(x, sizes), scale, zero_point, self.quant_min, self.quant_max)
@@ -61,9 +61,9 @@ class BlockFakeQuantize(FakeQuantizer):
 
 
 class PaletteFakeQuantize(FakeQuantizer):
-    """Replaces each weight by the nearest entry of its table; gradients pass straight through.
+    """A fake quantizer that replaces each weight by the nearest entry of its table; gradients pass straight through.
 
-    Tables are found by k-means, again after every `INTERVAL` training steps, so that they follow the weights.
+    k-means finds the tables again after every `INTERVAL` training steps, so that they follow the weights.
     """
 
     INTERVAL = 50
@@ -91,7 +91,7 @@ class PaletteFakeQuantize(FakeQuantizer):
         return self.quantize(weight) if self.quantizes and self.known else weight
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Rounds to the tables as they are."""
+        """Replaces each value by the nearest entry of the current tables."""
         shape = tuple(x.shape)
         sizes = block_sizes(shape, self.spec)
         rows = blocks(x.detach(), sizes)
@@ -104,7 +104,7 @@ class PaletteFakeQuantize(FakeQuantizer):
         return MappingProxyType({"range_known": "known", "age_of_tables": "age", **super().switches()})
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:
-        """Has tables instead.
+        """Refuses, because a palettized weight has tables instead.
 
         Raises:
             NotImplementedError: Always.

@@ -27,14 +27,14 @@ from coreml_quantizer.qat.schedule import Mode
 
 
 class FakeQuantize(FakeQuantizer):
-    """Rounds to the grid of a range that an estimator follows."""
+    """A fake quantizer with a range that an estimator finds."""
 
     def __init__(self, observer: RangeObserver, weight: Tensor | None = None) -> None:
-        """Creates all state at its final shape, so that checkpoints of any moment fit.
+        """Creates all state at its final shape, so that a checkpoint from any moment fits.
 
         Args:
-            observer: Follows the range.
-            weight: What is quantized, if it is a weight.
+            observer: The estimator of the range.
+            weight: The weight that is quantized; None for an activation.
         """
         super().__init__(observer.spec)
         self.observer = observer
@@ -51,26 +51,26 @@ class FakeQuantize(FakeQuantizer):
 
     @property
     def clips(self) -> bool:
-        """Whether what `x` would be clamped to is clamped to in quantizing it."""
+        """Whether quantization already clamps values to `clip`, the range of the activation before it."""
         return self.clip is not None and self.quantizes and self.known
 
     def forward(self, x: Tensor, mode: Mode = None) -> Tensor:
-        """Fake-quantizes `x`, of any shape and float dtype; in eval mode (`mode` False) the range stays as it is."""
+        """Fake-quantizes `x`, of any shape and float dtype; in eval mode (`mode` False) a known range is kept."""
         refuse_export()
         if self.observes and x.numel() and (mode is not False or not self.known):
             self.observe(x.detach())
         return self.quantize(x) if self.quantizes and self.known else self.skip(x)
 
     def skip(self, x: Tensor) -> Tensor:
-        """Returns `x` as it is."""
+        """Returns `x` unchanged; called while nothing is rounded."""
         return x
 
     def observe(self, x: Tensor) -> None:
-        """Moves the range by `x`.
+        """Moves the range by the values of `x`.
 
         Raises:
-            CalibrationError: `x` contains not-a-number or infinite values. Seen at once in eager mode on a CPU;
-                elsewhere `quantizer.step()` looks every 100 steps.
+            CalibrationError: `x` contains not-a-number or infinite values. This is checked at once in eager mode
+                on a CPU; elsewhere `quantizer.step()` checks it every 100 steps.
         """
         if not self.follows_extremes:
             self.observer(x)
@@ -92,7 +92,7 @@ class FakeQuantize(FakeQuantizer):
 
     @property
     def follows_extremes(self) -> bool:
-        """Whether smallest and largest values are all that the estimator looks at."""
+        """Whether the estimator needs only the smallest and largest values."""
         return isinstance(self.observer, MinMaxObserver | MovingAverageObserver)
 
     def _observe_number(self, x: Tensor) -> None:
@@ -109,7 +109,7 @@ class FakeQuantize(FakeQuantizer):
         self._become_known()
 
     def observe_channels(self, low: Singles, high: Singles) -> None:
-        """Moves the ranges by extremes of shape (channels,), eagerly on a CPU.
+        """Moves the ranges by smallest and largest values of shape (channels,), in eager mode on a CPU.
 
         Raises:
             CalibrationError: They are not finite.
@@ -127,19 +127,19 @@ class FakeQuantize(FakeQuantizer):
             self.known = True
 
     def clips_between(self, low: Singles, high: Singles) -> bool:
-        """Returns whether the grid leaves out values between these, shape (channels,)."""
+        """Returns whether values between `low` and `high`, each of shape (channels,), can be clipped."""
         scale, zero_point = self.scale.numpy(), self.zero_point.numpy()
         lowest, highest = (self.quant_min - 0.5 - zero_point) * scale, (self.quant_max + 0.5 - zero_point) * scale
         return bool((low < lowest).any() or (high > highest).any())
 
     def refresh(self) -> None:
-        """Takes the grid of the range that the estimator has now."""
+        """Sets scale and zero point from the range that the estimator has now."""
         low, high = self.observer.running_range()
         choose = choose_qparams_on_cpu if eager_on_cpu(low) else choose_qparams
         self.set_qparams(*choose(low, high, self.storage, self.spec.scheme))
 
     def set_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Makes these the grid: any shapes of as many elements as there are channels."""
+        """Sets scale and zero point, each of any shape with one element per channel."""
         if self.scale.numel() == scale.numel():
             self.scale.copy_(scale.reshape(-1))
             self.zero_point.copy_(zero_point.reshape(-1))
@@ -151,7 +151,11 @@ class FakeQuantize(FakeQuantizer):
         return MappingProxyType({"range_known": "known", **super().switches()})
 
     def check(self) -> None:
-        """Raises CalibrationError when the range is not finite."""
+        """Checks that the range is finite.
+
+        Raises:
+            CalibrationError: It is not finite.
+        """
         if self.known and not math.isfinite(float(self.scale.sum())):
             raise CalibrationError(self._why_no_range())
 
@@ -162,7 +166,7 @@ class FakeQuantize(FakeQuantizer):
         )
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Rounds `x` to the grid as it is."""
+        """Rounds `x` with the current scale and zero point."""
         low, high = self.quant_min, self.quant_max
         if self.ch_axis < 0:
             return fake_quantize_tensor(x, self.scale, self.zero_point, low, high, self.clip)

@@ -1,4 +1,4 @@
-"""Chooses the fake quantizer that trains what an observer calibrates."""
+"""The choice of a fake quantizer for the tensor of an observer."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -20,11 +20,11 @@ _COMPRESSORS: Mapping[type[nn.Module], Callable[[RangeObserver], FakeQuantizer]]
 
 
 def fake_quantizer_of(observer: nn.Module, weight: Tensor | None = None) -> FakeQuantizer:
-    """Returns a fake quantizer for the tensor of `observer`, which it takes over.
+    """Returns a fake quantizer for the tensor of `observer`; it takes over the observer.
 
     Args:
-        observer: An estimator of ours, or torchao's module for a fixed grid.
-        weight: What is quantized, if it is a weight.
+        observer: An estimator of this package, or torchao's module for a fixed scale and zero point.
+        weight: The weight that is quantized; None for an activation.
     """
     if isinstance(observer, FixedQParamsFakeQuantize):
         return FixedFakeQuantize(observer)

@@ -14,10 +14,10 @@ from coreml_quantizer.specs import INT8, UINT8, Scheme, TensorSpec
 
 
 class FixedFakeQuantize(FakeQuantizer):
-    """Rounds to a grid that the operator before it decides, such as that of a sigmoid."""
+    """A fake quantizer with a scale and zero point that the operator before it, such as a sigmoid, determines."""
 
     def __init__(self, given: FixedQParamsFakeQuantize) -> None:
-        """Takes over the grid of torchao's module for it."""
+        """Takes over the scale and zero point of torchao's module."""
         storage = next(s for s in (UINT8, INT8) if s.dtype is given.dtype)
         super().__init__(TensorSpec(storage, Scheme.AFFINE))
         self.register_buffer("scale", given.scale.float().reshape(1))
@@ -29,7 +29,7 @@ class FixedFakeQuantize(FakeQuantizer):
         return self.quantize(x) if self.quantizes else x
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Rounds `x` to the grid."""
+        """Rounds `x` with the fixed scale and zero point."""
         return fake_quantize_tensor(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
 
     def calculate_qparams(self, **_: Any) -> tuple[Tensor, Tensor]:

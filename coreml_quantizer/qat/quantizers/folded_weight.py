@@ -1,4 +1,4 @@
-"""Weights of layers behind which a batch norm stands: quantized as they will be once it is folded into them."""
+"""Fake quantization of weights in front of a batch norm, in the form they have once the batch norm is folded in."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from coreml_quantizer.qat.schedule import Mode
 from coreml_quantizer.weights.compressor import replace, store
 
 _NO_FACTOR = 1e-12
-"""A batch norm that scales a channel by less makes it constant: there is nothing to divide by."""
+"""The smallest factor to divide by; a batch norm with a smaller factor makes its channel constant."""
 
 _ONE = np.float32(1)
 
@@ -27,25 +27,26 @@ _ops = torch.ops.quantized_decomposed
 
 
 def factor_of(weight: Tensor | None, variance: Tensor, eps: float) -> Tensor:
-    """Returns what a batch norm multiplies each channel by, outside of training; shapes (channels,)."""
+    """Returns the factor by which a batch norm multiplies each channel in evaluation; shapes (channels,)."""
     factor = torch.rsqrt(variance + eps)
     return factor if weight is None else factor * weight
 
 
 class FoldedWeight(FakeQuantizeBase):
-    """Quantizes `weight * factor`, where `factor` is the scale of the batch norm per channel, and divides it out again.
+    """A fake quantizer that multiplies a weight by a factor, rounds the product, and divides by the factor again.
 
-    The batch norm thus sees what it saw without quantization, and its statistics stay those of the float layer. Source
-    of the idea: Krishnamoorthi 2018, section 3.2.2; dividing the weight instead of the layer's output costs nothing.
+    The factor is the scale of the batch norm per channel. The batch norm therefore gets the same inputs as without
+    quantization, except for rounding, and its statistics stay those of the float layer. Source of the idea:
+    Krishnamoorthi 2018, section 3.2.2; dividing the weight instead of the layer's output costs nothing.
     """
 
     def __init__(self, quantizer: FakeQuantizer, axis: int, eps: float) -> None:
         """Wraps a quantizer.
 
         Args:
-            quantizer: Of the folded weight.
+            quantizer: The fake quantizer of the folded weight.
             axis: Axis of the output channels.
-            eps: That of the batch norm.
+            eps: The epsilon of the batch norm.
         """
         super().__init__()
         self.quantizer = quantizer
@@ -67,10 +68,10 @@ class FoldedWeight(FakeQuantizeBase):
         """Fake-quantizes a weight.
 
         Args:
-            weight: Of any shape, with the output channels along the axis given.
+            weight: A weight of any shape, with the output channels along `axis`.
             mode: Whether the model trains.
             norm_weight: Weight of the batch norm, shape (channels,); None for ones.
-            variance: Its running variance, shape (channels,).
+            variance: Running variance of the batch norm, shape (channels,).
         """
         refuse_export()
         factor = self._factor(weight, norm_weight, variance)
@@ -84,7 +85,7 @@ class FoldedWeight(FakeQuantizeBase):
         return folded / factor
 
     def _per_channel(self, quantizer: FakeQuantize, weight: Tensor, factor: Tensor, mode: Mode) -> Tensor:
-        """Puts the factor into the scale of each channel, so that no pass over the weight is spent on it."""
+        """Fake-quantizes a weight with the factor in the scale of each channel, which saves a pass over the weight."""
         if quantizer.observes and (mode is not False or not quantizer.known):
             first, second = (end * factor.reshape(-1) for end in extremes(weight.detach(), self.axis))
             quantizer.observer.update_range(torch.minimum(first, second), torch.maximum(first, second))
@@ -96,7 +97,7 @@ class FoldedWeight(FakeQuantizeBase):
         return fake_quantize_blocks(weight, scale, zero_point, quantizer.quant_min, quantizer.quant_max)
 
     def _per_channel_on_cpu(self, quantizer: FakeQuantize, weight: Tensor, shaped: Tensor, mode: Mode) -> Tensor:
-        """The same with few calls, and no pass spent on clamping where nothing is outside of the grid."""
+        """Does the same as `_per_channel` with few calls, and does not clamp when no value needs it."""
         factor = shaped.numpy().reshape(-1)
         factor = np.where(np.abs(factor) < _NO_FACTOR, _ONE, factor)
         clips = True
@@ -113,7 +114,7 @@ class FoldedWeight(FakeQuantizeBase):
         return fake_quantize_blocks(weight, scale, zero_point, quantizer.quant_min, quantizer.quant_max, clips)
 
     def calculate_qparams(self, **_: object) -> tuple[Tensor, Tensor]:
-        """Returns those of the folded weight."""
+        """Returns the scale and zero point of the folded weight."""
         return self.quantizer.calculate_qparams()
 
     def convert(self, model: GraphModule, node: Node) -> None:
@@ -143,7 +144,7 @@ def _divisible(factor: Tensor) -> Tensor:
 
 
 def _quantized_and_back(model: GraphModule, weight: Any, quantizer: FakeQuantizer) -> Node:
-    """Inserts a quantize, which conversion evaluates, and a dequantize."""
+    """Inserts a quantize call, which conversion evaluates, and a dequantize call; returns the latter."""
     scale, zero_point = quantizer.calculate_qparams()
     limits = (quantizer.quant_min, quantizer.quant_max, quantizer.dtype)
     grid: tuple[Any, ...]

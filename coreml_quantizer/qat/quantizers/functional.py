@@ -1,7 +1,7 @@
 """Fake quantization with straight-through gradients, fast on every device.
 
-torch's own kernel is fused on a GPU but not vectorized on a CPU, where it costs 60 times as much as the four passes
-over the values made here.
+torch's own kernel is fused on a GPU but not vectorized on a CPU. There it takes 60 times as long as the four passes
+over the values that this module makes.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 def fake_quantize_tensor(
     x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, clip: Interval | None = None
 ) -> Tensor:
-    """Rounds `x` to the grid of one scale and zero point, and passes gradients where it does not clip.
+    """Rounds `x` with one scale and zero point; gradients pass where nothing is clipped.
 
     Args:
         x: Floating-point tensor of any shape.
@@ -23,7 +23,7 @@ def fake_quantize_tensor(
         zero_point: int32, one element.
         quant_min: Smallest quantized value.
         quant_max: Largest quantized value.
-        clip: What `x` is clamped to before, as by a ReLU; costs nothing on a CPU.
+        clip: Limits that `x` is clamped to first, as by a ReLU; this costs nothing on a CPU.
 
     Returns:
         `(clamp(round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale`, as `x` in shape and dtype.
@@ -39,7 +39,7 @@ def fake_quantize_tensor(
 def fake_quantize_channels(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, quant_min: int, quant_max: int
 ) -> Tensor:
-    """As `fake_quantize_tensor`, with `scale` and `zero_point` of shape (channels,) along `axis`."""
+    """Does the same as `fake_quantize_tensor`, with `scale` and `zero_point` of shape (channels,) along `axis`."""
     if x.device.type != "cpu":
         return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, quant_min, quant_max)
     shape = [1] * x.ndim
@@ -50,15 +50,17 @@ def fake_quantize_channels(
 def fake_quantize_blocks(
     x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, clips: bool = True
 ) -> Tensor:
-    """As `fake_quantize_tensor`, with `scale` and `zero_point` that broadcast against `x`; scales may be negative.
+    """Does the same as `fake_quantize_tensor`, with `scale` and `zero_point` that broadcast against `x`.
+
+    Scales may be negative.
 
     Args:
         x: Floating-point tensor of any shape.
-        scale: Of the dtype of `x`.
-        zero_point: Integers of any dtype.
+        scale: Scales, of the dtype of `x`.
+        zero_point: Zero points, integers of any dtype.
         quant_min: Smallest quantized value.
         quant_max: Largest quantized value.
-        clips: Whether some value may lie outside of the grid; False saves work.
+        clips: Whether some value may need clipping; False saves work.
     """
     on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
     function = _BroadcastOnCpu if on_cpu else _Broadcast
@@ -71,7 +73,11 @@ def fake_quantize_blocks(
 def _grid(
     scale: float, zero_point: int, quant_min: int, quant_max: int, clip: Interval | None
 ) -> tuple[float, float, float, float, float]:
-    """Returns the scale, the smallest and largest step from zero, and between which values gradients pass."""
+    """Returns the numbers that `_OnCpu` needs.
+
+    They are the scale, the smallest and largest integer relative to the zero point, and the smallest and largest value
+    whose gradients pass.
+    """
     lowest, highest = float(quant_min - zero_point), float(quant_max - zero_point)
     low, high = (lowest - 0.5) * scale, (highest + 0.5) * scale
     if clip is not None:
@@ -81,7 +87,7 @@ def _grid(
 
 
 class _OnCpu(torch.autograd.Function):
-    """One scale, float32, CPU: vectorized passes, one of them backward, and no mask in memory."""
+    """Fake quantization with one scale, float32, on a CPU: vectorized passes, one of them backward, without a mask."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float, lowest: float, highest: float, low: float, high: float) -> Tensor:
@@ -96,7 +102,7 @@ class _OnCpu(torch.autograd.Function):
 
 
 class _Broadcast(torch.autograd.Function):
-    """Scales and zero points that broadcast; any device, and torch.compile."""
+    """Fake quantization with scales and zero points that broadcast, on any device and under torch.compile."""
 
     @staticmethod
     def forward(
@@ -114,7 +120,10 @@ class _Broadcast(torch.autograd.Function):
 
 
 class _BroadcastOnCpu(torch.autograd.Function):
-    """The same in place; what is clipped is found again in the backward pass, where anything may be."""
+    """The same in place, on a CPU.
+
+    The backward pass computes again which values were clipped, if there may be any.
+    """
 
     @staticmethod
     def forward(
@@ -145,7 +154,7 @@ class _BroadcastOnCpu(torch.autograd.Function):
 
 
 def _limits(zero_point: Tensor, quant_min: int, quant_max: int) -> tuple[float, float] | tuple[Tensor, Tensor]:
-    """Returns the smallest and largest step from zero; as numbers where all zero points are equal."""
+    """Returns the smallest and largest integer relative to the zero point; numbers if all zero points are equal."""
     first = zero_point.flatten()[0]
     if zero_point.numel() == 1 or bool((zero_point == first).all()):
         return quant_min - first.item(), quant_max - first.item()

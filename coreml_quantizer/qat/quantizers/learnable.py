@@ -16,26 +16,27 @@ from coreml_quantizer.qat.quantizers.estimated import FakeQuantize
 from coreml_quantizer.qat.ranks import several_ranks
 
 _SMALLEST = 1e-12
-"""A step never becomes zero or negative, which would turn the grid around."""
+"""The smallest step; a step that becomes zero or negative would reverse the order of the values."""
 
 
 class LearnableFakeQuantize(FakeQuantize):
-    """Rounds to a grid whose step is trained with the model.
+    """A fake quantizer whose step (its scale) is trained with the model.
 
-    The first batch observed sets the step to `2 * mean|x| / sqrt(quant_max)` and the zero point, which then stays:
-    the middle of the range in the symmetric scheme, what the observer says in the affine one.
+    The first observed batch sets the step to `2 * mean|x| / sqrt(quant_max)`, and sets the zero point, which then
+    stays. In the symmetric scheme, the zero point is the middle of the range; in the affine scheme, it comes from the
+    range of the observer.
 
     Attributes:
         step: The step size, a parameter, shape `(1,)` or `(channels,)`; 1 before the first batch.
-        start: What the first batch set the step to, same shape.
+        start: The value that the first batch gave the step, same shape.
     """
 
     def __init__(self, observer: RangeObserver, weight: Tensor | None = None) -> None:
-        """Creates the parameter at its final shape, so that an optimizer can have it before the first batch.
+        """Creates the parameter at its final shape, so that an optimizer can take it before the first batch.
 
         Args:
-            observer: Tells the range of the first batch.
-            weight: What is quantized, if it is a weight.
+            observer: The estimator of the range of the first batch.
+            weight: The weight that is quantized; None for an activation.
         """
         super().__init__(observer, weight)
         self._is_weight = weight is not None
@@ -44,7 +45,7 @@ class LearnableFakeQuantize(FakeQuantize):
         self.start = torch.ones_like(self.scale)
 
     def observe(self, x: Tensor) -> None:
-        """Initializes step and zero point from `x`; later calls change nothing, the loss does."""
+        """Initializes step and zero point from `x`; later calls change nothing, because the loss trains the step."""
         if self.known:
             return
         self.observer(x)
@@ -53,7 +54,7 @@ class LearnableFakeQuantize(FakeQuantize):
         self.observer.reset()
 
     def initialize(self, x: Tensor, low: Tensor, high: Tensor) -> None:
-        """Sets the step from the mean magnitude of `x`, and the zero point from its range."""
+        """Sets the step from the mean magnitude of `x`, and the zero point from its range `low` to `high`."""
         _, zero_point = choose_qparams(low, high, self.storage, self.spec.scheme)
         positive = self.quant_max - zero_point.reshape(-1)
         rows = x.reshape(1, -1) if self.ch_axis < 0 else x.transpose(0, self.ch_axis).flatten(1)
@@ -72,18 +73,21 @@ class LearnableFakeQuantize(FakeQuantize):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether ranks hold parts of the step; it is whole only while the model runs."""
+        """Whether each rank holds only a part of the step; the step is whole only while the model runs."""
         return isinstance(self.step, DTensor)
 
     def restart(self) -> None:
-        """Moves a sharded step as if it had started at `start`: what is written into it as it runs is forgotten."""
+        """Moves a sharded step as if it had started at `start` instead of 1.
+
+        The value that `initialize` writes into the step is lost, because the step is then a temporary whole copy.
+        """
         assert isinstance(self.step, DTensor)
         mesh, placements = self.step.device_mesh, self.step.placements
         with torch.no_grad():
             self.step.add_(distribute_tensor(self.start - 1.0, mesh, placements, src_data_rank=None))
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Rounds `x` to the grid; gradients reach `x` and the step."""
+        """Rounds `x` with the step and zero point; gradients reach `x` and the step."""
         shape = [1] * x.ndim
         if self.ch_axis >= 0:
             shape[self.ch_axis] = -1
@@ -96,7 +100,10 @@ class LearnableFakeQuantize(FakeQuantize):
         return result
 
     def skip(self, x: Tensor) -> Tensor:
-        """Returns `x`; among several ranks the step gets gradients of zero, which DistributedDataParallel waits for."""
+        """Returns `x` unchanged.
+
+        With several ranks, the step gets gradients of zero, because DistributedDataParallel waits for gradients.
+        """
         if not several_ranks():
             return x
         result: Tensor = _Linked.apply(x, self.step)  # type: ignore[no-untyped-call]
@@ -107,23 +114,27 @@ class LearnableFakeQuantize(FakeQuantize):
         return super().calculate_qparams()
 
     def check(self) -> None:
-        """Raises CalibrationError when the step is not finite."""
+        """Checks that the step is finite.
+
+        Raises:
+            CalibrationError: It is not finite.
+        """
         self.take_step()
         super().check()
 
     def take_step(self) -> None:
-        """Makes the trained step the scale."""
+        """Sets the scale to the trained step."""
         self.scale = self._positive_step().detach()
 
     def _positive_step(self) -> Tensor:
-        """The step as the device will have it: a float16 number; its gradient is that of the parameter."""
+        """Returns the step as the device will have it, a float16 number; its gradient is that of the parameter."""
         step = self.step.full_tensor() if isinstance(self.step, DTensor) else self.step
         step = step.abs().clamp(min=_SMALLEST)
         return step + (round_up_to_half(step) - step).detach()
 
 
 class _Linked(torch.autograd.Function):
-    """The first of two tensors; the second gets gradients of zero."""
+    """A function that returns the first of two tensors; the second gets gradients of zero."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, linked: Tensor) -> Tensor:
@@ -138,7 +149,7 @@ class _Linked(torch.autograd.Function):
 
 
 class _LearnedStep(torch.autograd.Function):
-    """`clamp(round(x / step), low, high) * step` with the gradients of the paper."""
+    """The function `clamp(round(x / step), low, high) * step` with the gradients of the paper."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: Tensor, high: Tensor, features: int) -> Tensor:

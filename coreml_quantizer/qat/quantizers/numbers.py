@@ -1,8 +1,8 @@
-"""Ranges and grids as Python numbers and numpy arrays, on a CPU.
+"""Ranges, scales and zero points as Python numbers and numpy arrays, on a CPU.
 
-Training asks for the grid of every tensor at every step. One call of torch costs as much as twenty operations on
-numbers or three calls of numpy on a handful of values. Numbers are doubles that are rounded to float32 after each
-operation, which gives what float32 arithmetic gives: a double has more than twice as many digits.
+Training computes the scale and zero point of every tensor at every step. On a handful of values, one call of torch
+costs as much as twenty operations on numbers or three calls of numpy. Numbers are doubles that are rounded to float32
+after each operation. The result is that of float32 arithmetic, because a double has more than twice as many digits.
 """
 
 import math
@@ -26,12 +26,12 @@ Singles = npt.NDArray[np.float32]
 
 
 def eager_on_cpu(x: Tensor) -> bool:
-    """Returns whether the numbers in `x` can be read without waiting for anything."""
+    """Returns whether `x` is on a CPU in eager mode, so that its values can be read without waiting."""
     return x.is_cpu and not torch.compiler.is_compiling()
 
 
 def extremes_on_cpu(x: Tensor, ch_axis: int) -> tuple[Tensor, Tensor]:
-    """Returns what `estimators.extremes` returns.
+    """Returns the same smallest and largest values as `estimators.extremes`.
 
     amin and amax are vectorized on a CPU: together 1.5 times as fast as aminmax, and 15 times per channel.
     """
@@ -42,7 +42,7 @@ def extremes_on_cpu(x: Tensor, ch_axis: int) -> tuple[Tensor, Tensor]:
 
 
 def single(value: float) -> float:
-    """Returns the nearest float32 number; infinity for what float32 cannot hold."""
+    """Returns the nearest float32 number; infinity for a value outside the range of float32."""
     if not -_LARGEST_SINGLE <= value <= _LARGEST_SINGLE:
         return value if math.isnan(value) else math.copysign(math.inf, value)
     return float(struct.unpack("f", struct.pack("f", value))[0])
@@ -64,7 +64,7 @@ def move_range(observer: RangeObserver, low: float, high: float) -> tuple[float,
 
 
 def move_ranges(observer: RangeObserver, low: Singles, high: Singles) -> tuple[Singles, Singles]:
-    """The same for one range per channel; the arrays returned are the observer's own."""
+    """Does the same as `move_range` for one range per channel; returns the observer's own arrays, not copies."""
     old_low, old_high = observer.min_val.numpy(), observer.max_val.numpy()
     if not old_low[0] <= old_high[0]:
         old_low[:], old_high[:] = low, high
@@ -79,13 +79,13 @@ def move_ranges(observer: RangeObserver, low: Singles, high: Singles) -> tuple[S
 
 
 def choose_grid(low: float, high: float, storage: IntegerStorage, scheme: Scheme) -> tuple[float, int]:
-    """Returns what `coreml_quantizer.estimators.qparams.choose_qparams` returns for one range, bit for bit.
+    """Returns scale and zero point for one range, equal bit for bit to those of `estimators.qparams.choose_qparams`.
 
     Args:
         low: Smallest value, a finite float32 number.
-        high: Largest value, likewise.
-        storage: The integers.
-        scheme: Whether zero is in the middle of them.
+        high: Largest value, a finite float32 number.
+        storage: The integer type.
+        scheme: Whether zero is in the middle of the integers.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     steps = storage.quant_max - storage.quant_min
@@ -97,7 +97,7 @@ def choose_grid(low: float, high: float, storage: IntegerStorage, scheme: Scheme
 
 
 def _usable(scale: float) -> float:
-    """Returns 1 for zero, else the smallest float16 number that is not below `scale`, where float16 is fine enough."""
+    """Returns `scale` rounded up to a float16 number where float16 is fine enough, and 1 for zero."""
     if scale == 0.0:
         return 1.0
     scale = max(scale, SMALLEST_SCALE)
@@ -111,7 +111,9 @@ def _usable(scale: float) -> float:
 
 
 def choose_grids(low: Singles, high: Singles, storage: IntegerStorage, scheme: Scheme) -> tuple[Singles, Any]:
-    """Returns what `coreml_quantizer.estimators.qparams.choose_qparams` returns for one range per channel, bit for bit.
+    """Returns scales and zero points, equal bit for bit to those of `estimators.qparams.choose_qparams`.
+
+    There is one range per channel.
 
     Returns:
         Scales, and zero points as an array of int64, or as one number where all are the same.

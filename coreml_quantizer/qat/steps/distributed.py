@@ -1,4 +1,4 @@
-"""Ranges and batch-norm statistics that are the same on all ranks of a process group."""
+"""Agreement of the ranks of a process group on ranges and batch-norm statistics."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,17 +16,17 @@ from coreml_quantizer.qat.schedule import Scheduled
 
 
 def agree(modules: Iterable[Scheduled]) -> None:
-    """Gives all ranks the same ranges and batch-norm statistics; without a process group nothing happens.
+    """Gives all ranks the same ranges and batch-norm statistics; does nothing without a process group.
 
-    Moving averages and batch-norm statistics become their mean over the ranks, extremes the extremes over all, each
-    kind in one or two collectives. Learned steps are parameters, which data-parallel training keeps alike; only their
-    first value, which every rank takes from its own first batch, becomes the mean.
+    Moving averages and batch-norm statistics become their mean over the ranks. Smallest and largest values become those
+    over all ranks. Each kind takes one or two collectives. Learned steps are parameters, which data-parallel training
+    keeps equal. Only their first value becomes the mean, because every rank takes it from its own first batch.
 
     Args:
-        modules: The same ones in the same order on every rank.
+        modules: The same modules in the same order on every rank.
 
     Raises:
-        QuantizerError: Estimators that cannot be merged at every step; the message lists the tensors.
+        QuantizerError: Some estimators cannot be merged at every step; the message lists the tensors.
     """
     if not several_ranks():
         return
@@ -54,7 +54,7 @@ def _check_mergeable(quantizers: Iterable[FakeQuantize]) -> None:
 
 
 def _agree_on_averages(quantizers: Sequence[FakeQuantize]) -> None:
-    """Takes the mean over the ranks that saw something; a rank whose share of a batch was empty did not."""
+    """Takes the mean over the ranks that saw values; a rank whose share of a batch was empty saw none."""
     known = [quantizer.known for quantizer in quantizers for _ in range(2)]
     bounds = [bound for quantizer in quantizers for bound in quantizer.observer.running_range()]
     seen = [torch.full_like(bound, is_known) for bound, is_known in zip(bounds, known, strict=True)]
@@ -81,7 +81,7 @@ def _agree_on_new_steps(quantizers: Sequence[LearnableFakeQuantize]) -> None:
 
 
 def _exchange(tensors: Sequence[Tensor], reduce: Callable[[Tensor], object]) -> None:
-    """Reduces many tensors of any shapes over the ranks, in place, as one."""
+    """Reduces many tensors of any shapes over the ranks in one call, in place."""
     if not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -9,11 +9,14 @@ from coreml_quantizer.qat.schedule import Scheduled
 from coreml_quantizer.qat.steps.distributed import agree
 
 _STEPS_BETWEEN_CHECKS = 100
-"""Reading ranges waits for the device, which eager mode on a CPU alone can do at every step."""
+"""The number of steps between two checks of all ranges.
+
+Reading a range waits for the device. Only eager mode on a CPU can do that at every step.
+"""
 
 
 class Trainee:
-    """Holds the modules of a prepared model that `step()` concerns, without keeping the model alive."""
+    """The modules of a prepared model that `step()` moves, held without keeping the model alive."""
 
     def __init__(self, modules: Iterable[Scheduled]) -> None:
         self._modules = [weakref.ref(module) for module in modules]
@@ -23,8 +26,8 @@ class Trainee:
         """Moves every module by one step.
 
         Raises:
-            QuantizerError: The model is gone.
-            CalibrationError: A range is not finite; seen every 100 steps where the forward pass does not look itself.
+            QuantizerError: The model does not exist any more.
+            CalibrationError: A range is not finite; checked every 100 steps, unless the forward pass checks it itself.
         """
         modules = [module for module in (reference() for reference in self._modules) if module is not None]
         if not modules:

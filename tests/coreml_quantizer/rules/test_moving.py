@@ -7,17 +7,17 @@ import torch
 from helpers.graphs import prepare
 from torch import Tensor, nn
 
-from coreml_quantizer import rules
+from coreml_quantizer import Movement, rules
 from coreml_quantizer.placement.decisions import decisions_of
 from coreml_quantizer.placement.masks import MaskFinder
 from coreml_quantizer.rules import OpRule, Treatment
 
 aten = torch.ops.aten
-MOVING = [rule.op for rule in rules if rule.moves and rule.op is not operator.getitem]
+MOVING = [rule.op for rule in rules if rule.moves is not None and rule.op is not operator.getitem]
 
 
 def test_what_moves_values_shares_their_scale() -> None:
-    treatments = {rule.treatment for rule in rules if rule.moves}
+    treatments = {rule.treatment for rule in rules if rule.moves is not None}
     assert treatments == {Treatment.SHARED, Treatment.CONCATENATED, Treatment.SPLIT}
     assert len(MOVING) > 70
     assert not any(rule.moves for rule in rules if rule.op in (aten.max_pool2d, aten.mean, aten.relu, aten.add))
@@ -83,8 +83,44 @@ def test_a_registered_operator_is_followed_as_well() -> None:
 
     try:
         assert not is_mask()
-        rules.register(OpRule(aten.roll, Treatment.SHARED, moves=True, reason="as any other"))
+        rules.register(OpRule(aten.roll, Treatment.SHARED, moves=Movement.WHOLE, reason="as any other"))
         assert is_mask()
         rules.unregister(aten.roll)
     finally:
         rules.register(rule)
+
+
+class SumBeforeNorm(nn.Module):
+    def __init__(self, move) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8)
+        self.move = move
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.move(self.first(x) + self.second(x)))
+
+
+WHOLE = {
+    "roll": lambda x: x.roll(1, 1),
+    "flip": lambda x: x.flip(1),
+    "movedim": lambda x: x.movedim(1, 0),
+    "swapaxes": lambda x: x.swapaxes(0, 1),
+    "unflatten": lambda x: x.unflatten(1, (2, 2)),
+}
+PARTS = {
+    "slice": lambda x: x[:, :2],
+    "concatenation": lambda x: torch.cat((x, x), 1),
+    "repeat": lambda x: x.repeat(2, 1, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("move", "stays_float"),
+    [*((move, True) for move in WHOLE.values()), *((move, False) for move in PARTS.values())],
+    ids=[*WHOLE, *PARTS],
+)
+def test_a_norm_reads_a_sum_through_what_hands_on_all_of_it(move, stays_float: bool) -> None:
+    torch.manual_seed(0)
+    prepared = prepare(SumBeforeNorm(move).eval(), (torch.randn(2, 4, 8),))
+    (decision,) = (found for found in decisions_of(prepared) if found.op == "aten.add")
+    assert ("a norm reads it" in decision.reason) is stays_float
