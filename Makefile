@@ -45,7 +45,7 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt .ci/requirements.py
 	$(PIP_INSTALL) --quiet $(WHEELS_ONLY) -c constraints.txt -r $(VENV)/requirements.txt
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.dependencies CMakeLists.txt partitioner/host/delegate.cpp
+$(VENV)/.installed: $(VENV)/.dependencies CMakeLists.txt partitioner/host/delegate.cpp $(wildcard partitioner/host/native/*.h)
 	$(PIP_INSTALL) --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
