@@ -81,5 +81,5 @@ def _refused(error: Exception, nodes: Iterable[Node]) -> UnsupportedOpError:
 
 
 def _plain(name: str) -> str:
-    """The name without what tells an operation from the ones that it is decomposed into (``_linalg_svd``)."""
+    """Returns the name without what tells an operation from the ones that it is decomposed into (``_linalg_svd``)."""
     return name.split(".")[1].strip("_") if "." in name else name

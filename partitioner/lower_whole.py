@@ -73,13 +73,13 @@ def lower_whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Edg
 
 
 def _refused(program: ExportedProgram, partitioner: CoreMLPartitioner) -> set[Any]:
-    """The operations of which Core ML does not take some call."""
+    """Returns the operations of which Core ML does not take some call."""
     decisions = decide(program, partitioner.skipped)
     return {node.target for node, reason in decisions.items() if reason is not None}
 
 
 def _is_plain(program: ExportedProgram) -> bool:
-    """Whether shapes are static, nothing is written in place, and inputs and outputs are tensors."""
+    """Returns whether shapes are static, nothing is written in place, and inputs and outputs are tensors."""
     signature = program.graph_signature
     kinds = {spec.kind for spec in signature.output_specs}
     ends = [spec.arg for spec in (*signature.input_specs, *signature.output_specs)]
@@ -118,7 +118,7 @@ def _calling(
     specs: list[CompileSpec],
     result: PreprocessResult,
 ) -> ExportedProgram:
-    """An edge program that passes its inputs to the delegate and returns what that gives."""
+    """Returns an edge program that passes its inputs to the delegate and returns what that gives."""
     name = "lowered_module_0"
     outline = torch.export.export(_Outline(outputs), tuple(_example(node) for node in inputs))
     module = LoweredBackendModule(

@@ -236,7 +236,7 @@ class CoreMLPartitioner(Partitioner):
         self._reports += (make_report(decisions, partitions, target, needs, given is not None),)
 
     def specs_for(self, program: ExportedProgram) -> list[CompileSpec]:
-        """The compile specs for our backend, with the deployment target that a program gets."""
+        """Returns the compile specs for our backend, with the deployment target that a program gets."""
         return self._marked_specs(self._target_for(program))
 
     def _marked_specs(self, target: ct.target | None) -> list[CompileSpec]:
@@ -250,7 +250,7 @@ class CoreMLPartitioner(Partitioner):
         return frozenset(name.lower() for name in self.skip_ops_for_coreml_delegation)
 
     def _states(self, program: ExportedProgram, outside: Collection[str] = ()) -> tuple[str, ...]:
-        """Names of the mutable buffers that Core ML can take over, without those known to stay outside."""
+        """Returns names of the mutable buffers that Core ML can take over, without those known to stay outside."""
         if not self.take_over_mutable_buffer:
             return ()
         left = {*outside, *unfit(program, self._initialized | initialized_buffers(program))}

@@ -39,7 +39,7 @@ def one_of(allowed: tuple[str, ...]) -> Check:
 
 
 def number(argument: Argument) -> Check:
-    """A number in the interval that an estimator asks for."""
+    """Returns a number in the interval that an estimator asks for."""
 
     def check(value: Any) -> list[str]:
         problem = argument.problem(value)
@@ -49,7 +49,7 @@ def number(argument: Argument) -> Check:
 
 
 def positive(value: Any) -> list[str]:
-    """An integer above zero."""
+    """Returns an integer above zero."""
     fine = isinstance(value, int) and not isinstance(value, bool) and value > 0
     return [] if fine else [f"={value!r}: must be an integer above zero."]
 

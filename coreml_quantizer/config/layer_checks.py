@@ -107,7 +107,7 @@ def _is_table(fields: Mapping[str, Any]) -> bool:
 
 
 def granularity_of(fields: Mapping[str, Any]) -> str:
-    """The granularity that is given, or that follows from the rest."""
+    """Returns the granularity that is given, or that follows from the rest."""
     if fields.get("granularity") is not None:
         return str(fields["granularity"])
     sizes = {"block_size": "per_block", "group_size": "per_channel_group"}

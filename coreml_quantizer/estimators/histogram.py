@@ -48,7 +48,7 @@ class _Cost:
         self._sums = tuple(_running(counts * center**power) for power in range(3))
 
     def __call__(self, low: Tensor, high: Tensor) -> Tensor:
-        """The cost of ranges from `low` to `high`, which broadcast; symmetric ones are told by `high`."""
+        """Returns the cost of ranges from `low` to `high`, which broadcast; symmetric ones are told by `high`."""
         low = (-high if self._symmetric else low) + torch.zeros_like(high)
         high = high + torch.zeros_like(low)
         first, last = self._position(low), self._position(high)
@@ -73,7 +73,7 @@ def _running(values: Tensor) -> Tensor:
 
 
 def _at(running: Tensor, position: Tensor) -> Tensor:
-    """A running sum at a fractional position."""
+    """Returns a running sum at a fractional position."""
     lower = position.floor().long().clamp(max=len(running) - 2)
     return torch.lerp(running[lower], running[lower + 1], position - lower)
 

@@ -16,7 +16,7 @@ class MinMaxObserver(RangeObserver):
         self.max_val = torch.maximum(self.max_val, high)
 
     def merge(self, states: Sequence[State]) -> State:
-        """The extremes of all: the same as one observer over the union."""
+        """Returns the extremes of all: the same as one observer over the union."""
         return {
             "min_val": torch.stack([state["min_val"] for state in states]).amin(0),
             "max_val": torch.stack([state["max_val"] for state in states]).amax(0),

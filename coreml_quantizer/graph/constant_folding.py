@@ -55,7 +55,7 @@ def _is_view(node: Node) -> bool:
 
 
 def _writes(node: Node) -> bool:
-    """Whether it writes in place, which would change a stored value at every call of the model."""
+    """Returns whether it writes in place, which would change a stored value at every call of the model."""
     schema = getattr(node.target, "_schema", None)
     aliases = (argument.alias_info for argument in schema.arguments) if schema is not None else ()
     return any(alias is not None and alias.is_write for alias in aliases)

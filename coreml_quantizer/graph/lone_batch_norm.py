@@ -51,7 +51,7 @@ def rewrite_lone_batch_norms(graph_module: GraphModule) -> None:
 
 
 def is_affine(node: Node, constants: Container[Node]) -> bool:
-    """Whether a batch norm is in eval mode, with statistics and parameters that are constants."""
+    """Returns whether a batch norm is in eval mode, with statistics and parameters that are constants."""
     parameters = [node.args[index] for index in (_WEIGHT, _BIAS, _MEAN, _VARIANCE)]
     has_statistics = isinstance(node.args[_MEAN], Node) and isinstance(node.args[_VARIANCE], Node)
     fixed = all(found is None or found in constants for found in parameters)

@@ -46,7 +46,7 @@ MODE_ARGUMENTS: Mapping[Any, ModeArgument] = MappingProxyType(
 
 
 def trains(node: Node) -> bool:
-    """Whether `node` calls an operator in training mode, and that makes a difference."""
+    """Returns whether `node` calls an operator in training mode, and that makes a difference."""
     rule = MODE_ARGUMENTS.get(packet_of(node))
     if rule is None:
         return False

@@ -61,7 +61,7 @@ def _calls(graph_module: GraphModule) -> dict[str, list[Node]]:
 
 
 def _is_folded(weight: str, calls: list[Node]) -> bool:
-    """Whether a bias has the name that torchao gives one of its own."""
+    """Returns whether a bias has the name that torchao gives one of its own."""
     biases = (call.args[2] for call in calls if len(call.args) > 2)
     return any(isinstance(bias, Node) and bias.target == f"{weight}_bias" for bias in biases)
 

@@ -67,7 +67,7 @@ def _only_source(node: Node, targets: tuple[Any, ...], sources: tuple[Any, ...] 
 
 
 def _spreads(noise: Node, product: Node) -> bool:
-    """Whether every size of the noise is one, or that of the product."""
+    """Returns whether every size of the noise is one, or that of the product."""
     sizes, whole = noise.meta["val"].shape, product.meta["val"].shape
     return len(sizes) == len(whole) and all(size in (1, other) for size, other in zip(sizes, whole, strict=True))
 

@@ -15,7 +15,7 @@ FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 def is_float(node: Node) -> bool:
-    """Whether `node` makes one tensor of a floating-point type that can be quantized."""
+    """Returns whether `node` makes one tensor of a floating-point type that can be quantized."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.dtype in FLOATS
 

@@ -15,7 +15,7 @@ def einsum_inputs(node: Node) -> tuple[Position, ...]:
 
 
 def multiplies(node: Node) -> bool:
-    """Whether there is more than one operand; one alone is only moved or summed."""
+    """Returns whether there is more than one operand; one alone is only moved or summed."""
     return len(_operands(node)) > 1
 
 

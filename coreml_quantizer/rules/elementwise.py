@@ -14,7 +14,7 @@ _LONGEST_CHAIN = 4
 
 
 def _is_constant(value: object) -> bool:
-    """Whether an operand is a number, a parameter or buffer, or a view of one."""
+    """Returns whether an operand is a number, a parameter or buffer, or a view of one."""
     for _ in range(_LONGEST_CHAIN):
         if not isinstance(value, Node) or value.op == "get_attr":
             return True

@@ -14,7 +14,7 @@ _DIVISOR = 6
 
 
 def _averages(node: Node) -> bool:
-    """Whether a call of avg_pool divides by the number of elements, and not by its `divisor_override`."""
+    """Returns whether a call of avg_pool divides by the number of elements, and not by its `divisor_override`."""
     return len(node.args) <= _DIVISOR or node.args[_DIVISOR] is None
 
 

@@ -24,7 +24,7 @@ def _product(op: torch._ops.OpOverloadPacket) -> OpRule:
 
 
 def _product_with_sum(op: torch._ops.OpOverloadPacket) -> OpRule:
-    """A matrix product with something added to it: a bias when that is a constant, a residual otherwise."""
+    """Returns a matrix product with something added to it: a bias when that is a constant, a residual otherwise."""
     return OpRule(op, Treatment.QUANTIZED, inputs=(1, 2, 0), contracts=((1, -1), (2, -2)), reason=_WHY, source=_SOURCE)
 
 

@@ -32,7 +32,7 @@ def as_half(value: Any) -> Any:
 
 
 def _halved(value: Any) -> Any:
-    """A float32 argument, number or value, in float16; None for an argument of another type."""
+    """Returns a float32 argument, number or value, in float16; None for an argument of another type."""
     if isinstance(value, Var):
         if value.dtype != types.fp32:
             return None
@@ -46,7 +46,7 @@ def _is_half(value: Any) -> bool:
 
 
 def _beside_half(operation: Any, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names of arguments whose type has to be that of a float16 value; the arguments in that type."""
+    """Yields names of arguments whose type has to be that of a float16 value; the arguments in that type."""
     domains = {
         name: kind.type_domain_id
         for name, kind in operation.input_spec.input_types.items()

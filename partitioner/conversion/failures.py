@@ -19,7 +19,7 @@ _OPSET_ERROR = re.compile(r"No available version for (\S+) in the .* opset.*at l
 
 
 def needed_target(error: Exception) -> ct.target | None:
-    """The deployment target that has the operation for want of which a conversion failed, or None."""
+    """Returns the deployment target that has the operation for want of which a conversion failed, or None."""
     found = _OPSET_ERROR.search(str(error))
     return ct.target[found.group(2)] if found else None
 
@@ -87,7 +87,7 @@ def _remedy(node: Node | None, program: ExportedProgram, options: LoweringOption
 
 
 def _node_at(position: Position, program: ExportedProgram) -> Node | None:
-    """The node being converted; None once the MIL passes run, which see the whole program."""
+    """Returns the node being converted; None once the MIL passes run, which see the whole program."""
     if position.node is None:
         return None
     return next((node for node in program.graph.nodes if node.name == position.node.name), None)

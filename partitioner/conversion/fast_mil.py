@@ -29,7 +29,7 @@ _COMPRESSED = "constexpr_"
 
 
 def _upstream(operation: Any) -> set[Any] | None:
-    """The compressed values that an operation's inputs are computed from; None when there are none."""
+    """Returns the compressed values that an operation's inputs are computed from; None when there are none."""
     found: set[Any] | None = None
     for value in operation._input_vars.values():
         if value is None or isinstance(value, InternalVar):

@@ -35,7 +35,7 @@ Options = Mapping[str, Sequence[LoweringOptions]]
 
 
 def can_share(options: Options, explicit: bool) -> bool:
-    """Whether the methods can and should share one model.
+    """Returns whether the methods can and should share one model.
 
     Args:
         options: Method -> the options of each partition.

@@ -25,7 +25,7 @@ def _axis(operation: Any) -> Any:
 
 
 def on_one_grid(dequantize: Any, quantize: Any) -> bool:
-    """Whether a quantize returns the integers that a dequantize read."""
+    """Returns whether a quantize returns the integers that a dequantize read."""
     return bool(
         types.builtin_to_string(dequantize.input.dtype) == quantize.output_dtype.val
         and np.array_equal(dequantize.scale.val, quantize.scale.val)

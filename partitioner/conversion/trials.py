@@ -69,7 +69,7 @@ def _values(program: ExportedProgram, tensors: Mapping[str, torch.Tensor]) -> di
 
 
 def _value(table: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
-    """The tensor itself, what it stands for, or ones."""
+    """Returns the tensor itself, what it stands for, or ones."""
     if not isinstance(table, FakeTensor):
         return table
     if table.constant is not None:

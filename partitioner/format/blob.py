@@ -58,7 +58,7 @@ def write_blob(files: Mapping[str, bytes]) -> bytes:
 
 
 def read_blob(data: "bytes | memoryview") -> dict[str, memoryview]:
-    """Read the files of a delegate blob without copying them.
+    """Reads the files of a delegate blob without copying them.
 
     Args:
         data: The whole blob.

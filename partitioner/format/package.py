@@ -63,7 +63,7 @@ def module_files(
 
 
 def identifier(model: Mapping[str, bytes], names: Mapping[str, Any]) -> str:
-    """The cache key of a model on the device: a hash of everything that the model is."""
+    """Returns the cache key of a model on the device: a hash of everything that the model is."""
     return "executorch_" + _digest({**model, METADATA_FILE: _json(names)}).hex()
 
 

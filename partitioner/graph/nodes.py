@@ -18,7 +18,7 @@ ROUNDINGS = frozenset(
 
 
 def op_name(node: Node) -> str:
-    """The overload's full name, ``"aten.add.Tensor"``, for ATen and edge operations alike."""
+    """Returns the overload's full name, ``"aten.add.Tensor"``, for ATen and edge operations alike."""
     target: Any = node.target
     if not isinstance(target, torch._ops.OpOverload):  # an edge operation holds the ATen one
         target = getattr(target, "_op", target)
@@ -37,12 +37,12 @@ def skip_names(node: Node) -> frozenset[str]:
 
 
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument given by position or by keyword."""
+    """Returns an argument given by position or by keyword."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
 def tensor_of(value: Any) -> torch.Tensor | None:
-    """The example tensor of a node, or None for anything else."""
+    """Returns the example tensor of a node, or None for anything else."""
     example = value.meta.get("val") if isinstance(value, Node) else None
     return example if isinstance(example, torch.Tensor) else None
 
@@ -57,7 +57,7 @@ def is_viewable(value: torch.Tensor, shape: Sequence[int]) -> bool:
 
 
 def constant_names(program: ExportedProgram) -> frozenset[str]:
-    """Names of the placeholders that hold parameters, buffers that are never written, and lifted tensors."""
+    """Returns names of the placeholders that hold parameters, buffers that are never written, and lifted tensors."""
     signature = program.graph_signature
     mutated = set(signature.buffers_to_mutate.values())
     buffers = (name for name, buffer in signature.inputs_to_buffers.items() if buffer not in mutated)
@@ -65,7 +65,7 @@ def constant_names(program: ExportedProgram) -> frozenset[str]:
 
 
 def constant_values(program: ExportedProgram, taken_over: bool = True) -> frozenset[str]:
-    """Names of the values that are constants of the Core ML model, or computed from such alone.
+    """Returns names of the values that are constants of the Core ML model, or computed from such alone.
 
     Args:
         program: An ATen or edge program.
@@ -79,7 +79,7 @@ def constant_values(program: ExportedProgram, taken_over: bool = True) -> frozen
 
 
 def source_line(stack_trace: str | None) -> str | None:
-    """The innermost user frame of a stack trace on one line, for messages."""
+    """Returns the innermost user frame of a stack trace on one line, for messages."""
     if not stack_trace:
         return None
     lines = [line.strip() for line in stack_trace.strip().splitlines()]
@@ -91,5 +91,5 @@ def source_line(stack_trace: str | None) -> str | None:
 
 
 def place(node: Node) -> str:
-    """An operation and where it is in the model, for messages."""
+    """Returns an operation and where it is in the model, for messages."""
     return f"{op_name(node)} ({source_line(node.meta.get('stack_trace')) or f'node {node.name!r}'})"

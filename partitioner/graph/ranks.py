@@ -29,7 +29,7 @@ _BETWEEN = frozenset(
 
 
 def is_high(value: Node) -> bool:
-    """Whether a value has more dimensions than Core ML."""
+    """Returns whether a value has more dimensions than Core ML."""
     tensor = tensor_of(value)
     return tensor is not None and tensor.dim() > HIGHEST_RANK
 
@@ -49,7 +49,7 @@ def _high_values(node: Node, constants: frozenset[str]) -> list[Node]:
 
 
 def rank_refusal(node: Node, decisions: Mapping[Node, Refusal | None], constants: frozenset[str]) -> Refusal | None:
-    """The reason to refuse an operation for the rank of its input or result, or None.
+    """Returns the reason to refuse an operation for the rank of its input or result, or None.
 
     Args:
         node: A ``call_function`` node.

@@ -21,7 +21,7 @@ _NOT_ZEROS = (
 
 
 def initialized_buffers(program: ExportedProgram) -> frozenset[str]:
-    """Names of the mutable buffers that are known not to start at zeros.
+    """Returns names of the mutable buffers that are known not to start at zeros.
 
     Args:
         program: A program in functional form, ATen or edge; ExecuTorch may have hidden the values of its buffers.

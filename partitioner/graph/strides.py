@@ -14,7 +14,7 @@ _ATEN = torch.ops.aten
 
 
 def have_same_strides(one: Any, other: Any) -> bool:
-    """Whether the tensors of two example values, which have the same structure, lie in memory alike."""
+    """Returns whether the tensors of two example values, which have the same structure, lie in memory alike."""
     return all(
         a.stride() == b.stride()
         for a, b in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)

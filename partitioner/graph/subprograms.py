@@ -68,7 +68,7 @@ def _named_like(copy: Node, original: Node) -> Node:
 
 
 def _leaves(node: Node, chosen: Collection[Node]) -> bool:
-    """Whether something else reads a value that Core ML models return."""
+    """Returns whether something else reads a value that Core ML models return."""
     tensor = tensor_of(node)
     if tensor is None or tensor.dtype not in BOUNDARY_DTYPES or is_high(node):
         return False

@@ -53,7 +53,7 @@ def _dequantized(operation: Any, of: Callable[[Any], float]) -> float:
 
 
 def calibrated(operation: Any, integers: Any) -> float:
-    """The largest magnitude that the range of a quantize or dequantize holds.
+    """Returns the largest magnitude that the range of a quantize or dequantize holds.
 
     Args:
         operation: The operation, with its scale and zero point.
@@ -92,7 +92,7 @@ _RULES: Mapping[str, _Rule] = MappingProxyType(
 
 
 def magnitudes(block: Any) -> Magnitudes:
-    """The nominal magnitude of every floating-point value of a MIL block; of those that are not listed, 1."""
+    """Returns the nominal magnitude of every floating-point value of a MIL block; of those that are not listed, 1."""
     found: Magnitudes = {}
 
     def of(value: Any) -> float:
@@ -124,7 +124,7 @@ def _constant(operation: Any) -> float:
 
 
 def _extreme(operation: Any) -> tuple[float, int]:
-    """The largest finite magnitude of a constant, and its number of elements."""
+    """Returns the largest finite magnitude of a constant, and its number of elements."""
     named = operation.inputs
     if operation.op_type == "const":
         return _largest(operation.outputs[0].val)

@@ -62,7 +62,7 @@ def masking_constants(block: Any) -> Iterator[Any]:
 
 
 def exceeds_half(value: Any) -> bool:
-    """Whether a constant holds finite numbers beyond float16."""
+    """Returns whether a constant holds finite numbers beyond float16."""
     if not isinstance(value, (np.ndarray, np.floating)) or value.dtype != np.float32:
         return False
     values = np.abs(value)

@@ -48,7 +48,7 @@ class Findings:
         )
 
     def to_half(self, operation: Any) -> bool:
-        """Whether an operation may be cast to float16."""
+        """Returns whether an operation may be cast to float16."""
         return operation.name not in self.wide
 
 
@@ -180,7 +180,7 @@ def _values(operation: Any) -> Iterable[Any]:
 
 
 def _place(operations: Iterable[Any]) -> str:
-    """The first of some operations and its line in the model."""
+    """Returns the first of some operations and its line in the model."""
     for operation in operations:
         traces = operation.scopes.get(ScopeSource.EXIR_STACK_TRACE) or [None]
         line = source_line(traces[0])

@@ -40,7 +40,7 @@ class Spread:
 def compare_policies(
     program: Source, inputs: Mapping[str, Any], policies: Sequence[str | Policy] = _DEFAULT
 ) -> list[Spread]:
-    """Run a program under several policies and say how far their results are apart.
+    """Runs a program under several policies and says how far their results are apart.
 
     Core ML does not specify the precision in which a compute unit works. What the policies agree on may be relied upon;
     a device may differ by about as much as they do.

@@ -19,7 +19,7 @@ def _built_in() -> frozenset[str]:
 def register_op(
     *op_types: str, since: Opset = Opset.IOS15, exact: bool = False, pure: bool = True
 ) -> Callable[[Function], Function]:
-    """Define MIL operations by a torch function; `partitioner.host.registry` says how parameters arrive.
+    """Defines MIL operations by a torch function; `partitioner.host.registry` says how parameters arrive.
 
     Args:
         op_types: Operation types that the function computes.

@@ -38,7 +38,7 @@ States: TypeAlias = dict[str, State]
 def load(
     source: Source, *, policy: str | Policy = STORAGE16, weights_dir: str | os.PathLike[str] | None = None
 ) -> "Program":
-    """Load a Core ML program for execution on this machine.
+    """Loads a Core ML program for execution on this machine.
 
     Args:
         source: A ``.pte`` program with one Core ML delegate (bytes, path, or what ``to_executorch()`` returns), a
@@ -66,7 +66,7 @@ class Program:
     """
 
     def __init__(self, program: MilProgram, policy: Policy = STORAGE16, origin: Path | None = None) -> None:
-        """Wrap a parsed program.
+        """Wraps a parsed program.
 
         Args:
             program: The program.
@@ -89,7 +89,7 @@ class Program:
         return self._policy
 
     def with_policy(self, policy: str | Policy) -> "Program":
-        """The same program under another policy.
+        """Returns the same program under another policy.
 
         Raises:
             PolicyError: The policy is unknown.
@@ -144,7 +144,7 @@ class Program:
         state: States | None = None,
         function: str | None = None,
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        """Run with named numpy arrays, as ``MLModel.predict`` does.
+        """Runs with named numpy arrays, as ``MLModel.predict`` does.
 
         Args:
             data: Input name -> array (PIL image where the input is an image), or a list of such dictionaries.
@@ -168,7 +168,7 @@ class Program:
         return [self._predict(chosen, entry, None) for entry in data]
 
     def trace(self, data: Mapping[str, Any], state: States | None = None, function: str | None = None) -> list[OpTrace]:
-        """Run as `predict` does, and return what every operation computed and how long it took.
+        """Runs as `predict` does, and returns what every operation computed and how long it took.
 
         Operations on constants are computed ahead of a run and do not appear.
 
@@ -193,7 +193,7 @@ class Program:
         function: str | None = None,
         observer: Observer | None = None,
     ) -> list[torch.Tensor]:
-        """Run with tensors by position.
+        """Runs with tensors by position.
 
         Args:
             inputs: Tensors in the order of ``inputs``.
@@ -243,7 +243,7 @@ class Program:
         return [to_caller(feature, produced[feature.name], owned) for feature in function.outputs]
 
     def _plan(self, function: Function, *, fold: bool) -> tuple[Plan, frozenset[int]]:
-        """The plan of a function, and the addresses of its constants."""
+        """Returns the plan of a function, and the addresses of its constants."""
         key = (function.name, fold)
         if key not in self._plans:
             with self._lock:

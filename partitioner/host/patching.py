@@ -21,7 +21,7 @@ _FAILED = "Unable to compute the prediction using ML Program"
 
 @contextmanager
 def patch_coremltools(policy: str | Policy = STORAGE16) -> Iterator[None]:
-    """Run ``MLModel.predict`` and ``MLModel.make_state`` of ML Programs on this machine, until the context ends.
+    """Runs ``MLModel.predict`` and ``MLModel.make_state`` of ML Programs on this machine, until the context ends.
 
     Models may be made before or inside the context. Predictions follow a precision policy and are never what a
     particular Apple device returns. Models that are no ML Programs are refused, unless Core ML itself has loaded them.
@@ -110,13 +110,13 @@ class HostState:
     """What an ``MLState`` made on this machine holds; reads and writes states as numpy arrays."""
 
     def __init__(self, program: Program, function: Function) -> None:
-        """Make fresh states for a function of a program."""
+        """Makes fresh states for a function of a program."""
         self._features = {feature.name: feature for feature in function.states}
         self._policy = program.policy
         self.states = program.make_state(function.name)
 
     def read_state(self, name: str) -> np.ndarray[Any, Any]:
-        """A copy of a state in its declared type.
+        """Returns a copy of a state in its declared type.
 
         Raises:
             RuntimeError: There is no such state.
@@ -126,7 +126,7 @@ class HostState:
         return np.array(self.states[name].value.to(feature.dtype.storage).numpy())
 
     def write_state(self, name: str, value: Any) -> None:
-        """Replace the content of a state.
+        """Replaces the content of a state.
 
         Raises:
             RuntimeError: There is no such state, or the value does not fit it.

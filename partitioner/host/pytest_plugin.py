@@ -15,7 +15,7 @@ _MACOS_VERSION = (26, 0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that chooses the precision policy."""
+    """Adds the option that chooses the precision policy."""
     parser.addoption("--coreml-policy", default=FLOAT32.name, help="precision policy of predictions on this machine")
 
 

@@ -46,7 +46,7 @@ class BlockCall(Protocol):
     """A nested block, ready to run."""
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """Run the block."""
+        """Runs the block."""
 
 
 Tensors: TypeAlias = tuple[torch.Tensor, ...]
@@ -133,7 +133,7 @@ class OpRegistry:
         self._definitions: dict[str, dict[Opset, OpDef]] = {}
 
     def add(self, definition: OpDef) -> None:
-        """Add a definition.
+        """Adds a definition.
 
         Raises:
             ValueError: There is one for the same type and opset.
@@ -144,7 +144,7 @@ class OpRegistry:
         versions[definition.since] = definition
 
     def remove(self, op_type: str, since: Opset) -> None:
-        """Remove a definition, for example one that a test added.
+        """Removes a definition, for example one that a test added.
 
         Raises:
             KeyError: There is none.
@@ -154,7 +154,7 @@ class OpRegistry:
             del self._definitions[op_type]
 
     def find(self, op_type: str, opset: Opset) -> OpDef | None:
-        """The newest definition of ``op_type`` that is not above ``opset``, or None."""
+        """Returns the newest definition of ``op_type`` that is not above ``opset``, or None."""
         versions = self._definitions.get(op_type, {})
         usable = [since for since in versions if since <= opset]
         return versions[max(usable)] if usable else None
@@ -175,7 +175,7 @@ SEQUENTIAL: dict[str, Callable[..., Any]] = {}
 
 
 def register_sequential(op_type: str) -> Callable[[Function], Function]:
-    """Define how the policy ``sequential16`` computes an operation; it takes the operation's parameters.
+    """Defines how the policy ``sequential16`` computes an operation; it takes the operation's parameters.
 
     Raises:
         ValueError: There is a definition already.
@@ -193,7 +193,7 @@ def register_sequential(op_type: str) -> Callable[[Function], Function]:
 def register_op(
     *op_types: str, since: Opset = Opset.IOS15, exact: bool = False, pure: bool = True
 ) -> Callable[[Function], Function]:
-    """Define MIL operations that come with the host; `partitioner.host.custom_ops` documents the arguments.
+    """Defines MIL operations that come with the host; `partitioner.host.custom_ops` documents the arguments.
 
     Raises:
         ValueError: The operation is already defined for that opset.
@@ -209,7 +209,7 @@ def register_op(
 
 
 def make_definition(op_type: str, function: Callable[..., Any], *, since: Opset, exact: bool, pure: bool) -> OpDef:
-    """Build a definition from a function's signature.
+    """Builds a definition from a function's signature.
 
     Raises:
         TypeError: A parameter has no annotation or one that is not supported.

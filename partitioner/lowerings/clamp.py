@@ -20,7 +20,7 @@ _HARDTANH = (-1.0, 1.0)
 
 
 def _limits(bound: Any, unlimited: float) -> bool:
-    """Whether a bound limits anything."""
+    """Returns whether a bound limits anything."""
     return bound is not None and not (bound.val is not None and np.all(bound.val == unlimited))
 
 

@@ -26,7 +26,7 @@ def _stored_dtype(dtype: torch.dtype) -> Any:
 
 
 def _filled(value: int | None, size_position: int = 0, *, like: bool = False) -> Converter:
-    """A converter of an operation that fills.
+    """Returns a converter of an operation that fills.
 
     Args:
         value: What it fills with, or None when that is the argument behind the size.

@@ -57,7 +57,7 @@ def _is_known(x: Any, indices: list[Any]) -> bool:
 
 
 def _named(context: Any, node: Any, x: Any, indices: list[Any]) -> list[str | None]:
-    """Names of the indices, counted from the front."""
+    """Returns names of the indices, counted from the front."""
     names: list[str | None] = []
     for axis, index in enumerate(indices):
         name = None if index is None else f"{node.name}_index_{axis}"
@@ -79,7 +79,7 @@ def _front(axes: list[int]) -> int:
 
 
 def _shape(x: Any, axes: list[int], places: tuple[int, ...]) -> list[int]:
-    """The shape of ``x[indices]``."""
+    """Returns the shape of ``x[indices]``."""
     around = [size for axis, size in enumerate(x.shape) if axis not in axes]
     return [*around[: _front(axes)], *places, *around[_front(axes) :]]
 
@@ -90,7 +90,7 @@ def _is_broadcastable(given: Sequence[int], wanted: Sequence[int]) -> bool:
 
 
 def _updates(x: Any, axes: list[int], places: tuple[int, ...], values: Any) -> Any:
-    """The new values, those of each place together.
+    """Returns the new values, those of each place together.
 
     Args:
         x: What is assigned to.

@@ -23,7 +23,7 @@ def _mode(node: Any) -> str:
 
 
 def _part(x: Any, axis: int, begin: int, end: int) -> Any:
-    """The elements of x from begin to end along an axis."""
+    """Returns the elements of x from begin to end along an axis."""
     whole = [index != axis for index in range(x.rank)]
     starts = [begin if index == axis else 0 for index in range(x.rank)]
     ends = [end if index == axis else 0 for index in range(x.rank)]

@@ -42,7 +42,7 @@ def _of_exported(convert: Converter, stock: Converter | None) -> Converter:
 
 
 def get_converter(name: str) -> Converter:
-    """The registered converter of an operation, by its canonical name (``"softmax"``).
+    """Returns the registered converter of an operation, by its canonical name (``"softmax"``).
 
     Raises:
         KeyError: There is none.
@@ -63,7 +63,7 @@ def wrap_converter(name: str, prepare: Callable[[Any], None]) -> None:
 
 @lru_cache(maxsize=4096)
 def has_converter(target: Any) -> bool:
-    """Whether a converter exists for the target of an fx node.
+    """Returns whether a converter exists for the target of an fx node.
 
     Core ML Tools asks for the name without the namespace, and converts by the name with it: an operation of another
     library than PyTorch is looked up as it is converted.

@@ -22,12 +22,12 @@ _INTEGERS = (("int4", -8, 7), ("uint4", 0, 15), ("int8", -128, 127), ("uint8", 0
 
 
 def is_at_least_ios18() -> bool:
-    """Whether the conversion under way may use what iOS18 brought."""
+    """Returns whether the conversion under way may use what iOS18 brought."""
     return bool(is_current_opset_version_compatible_with(AvailableTarget.iOS18))
 
 
 def storage_type(minimum: int, maximum: int, *, signed: bool) -> Any:
-    """The smallest Core ML type that holds a declared integer range.
+    """Returns the smallest Core ML type that holds a declared integer range.
 
     Args:
         minimum: Lowest integer of the range.

@@ -211,7 +211,7 @@ def read_option(name: str, compile_specs: Sequence[CompileSpec]) -> Any:
 
 
 def states(name: str, compile_specs: Sequence[CompileSpec]) -> bool:
-    """Whether some compile spec states the option, rather than leaving it at its default."""
+    """Returns whether some compile spec states the option, rather than leaving it at its default."""
     return any(spec.key == _FIELDS[name].key for spec in compile_specs)
 
 
@@ -253,7 +253,7 @@ def with_mark(
 
 
 def is_marked(compile_specs: Sequence[CompileSpec]) -> bool:
-    """Whether our partitioner made these specs."""
+    """Returns whether our partitioner made these specs."""
     return any(spec.key == MARK_KEY for spec in compile_specs)
 
 

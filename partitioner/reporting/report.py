@@ -56,7 +56,7 @@ class LoweringReport:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, ready for JSON."""
+        """Returns the report as plain values, ready for JSON."""
         return asdict(self)
 
     @property

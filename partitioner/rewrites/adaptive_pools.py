@@ -42,7 +42,7 @@ def replace_adaptive_pools(program: ExportedProgram) -> None:
 
 
 def _windows(node: Node) -> list[int] | None:
-    """The size of the windows; None where they differ, or where the places of the maxima are asked for."""
+    """Returns the size of the windows; None where they differ, or where the places of the maxima are asked for."""
     wanted: Sequence[int] = node.args[1]  # type: ignore[assignment]
     source = tensor_of(node.args[0])
     sizes: Sequence[Any] = () if source is None else source.shape[-len(wanted) :]

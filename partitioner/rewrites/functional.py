@@ -206,6 +206,6 @@ class _Rewriter:
 
 
 def _meta(node: Node, value: Any) -> dict[str, Any]:
-    """The metadata of a node that stands for another one, which tools find by ``from_node``."""
+    """Returns the metadata of a node that stands for another one, which tools find by ``from_node``."""
     source = NodeSource(node, __name__, NodeSourceAction.REPLACE)
     return {**node.meta, "val": value, "from_node": [source]}

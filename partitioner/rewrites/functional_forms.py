@@ -63,7 +63,7 @@ def _split(node: Node) -> Replacement:
 
 
 def _permuted(node: Node) -> Replacement:
-    """A transposition as ExecuTorch has it, which would trace the program for that alone."""
+    """Returns a transposition as ExecuTorch has it, which would trace the program for that alone."""
     order = list(range(value_of(node).dim()))
     first, second = node.args[1:]
     order[first], order[second] = order[second], order[first]  # type: ignore[index]
@@ -113,7 +113,7 @@ IGNORED = frozenset({_ATEN._assert_tensor_metadata.default})
 
 
 def value_of(node: Any) -> torch.Tensor:
-    """The example value of a node.
+    """Returns the example value of a node.
 
     Raises:
         NotObviousError: It is no tensor, or one of dynamic shape.
@@ -135,7 +135,7 @@ def refuse_composite(target: Any) -> None:
 
 
 def out_of_place(node: Node) -> Any:
-    """The operation that returns what an operation writes into its first argument.
+    """Returns the operation that returns what an operation writes into its first argument.
 
     Raises:
         NotObviousError: There is none, or the operation writes elsewhere.

@@ -70,7 +70,7 @@ def lower_ranks(program: ExportedProgram) -> None:
 
 
 def _dimension(user: Node, value: Node) -> int | None:
-    """The dimension of a value that a user takes apart or reduces; None when it does anything else."""
+    """Returns the dimension of a value that a user takes apart or reduces; None when it does anything else."""
     rank = tensor_of(value).dim()  # type: ignore[union-attr]
     if user.target not in _ALONG_ONE | _ALONG_SEVERAL or rank - 1 > HIGHEST_RANK or user.args[0] is not value:
         return None

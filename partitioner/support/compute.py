@@ -55,5 +55,5 @@ def cost(node: Node) -> int:
 
 
 def is_product(node: Node) -> bool:
-    """Whether an operation multiplies matrices, convolves or attends."""
+    """Returns whether an operation multiplies matrices, convolves or attends."""
     return op_name(node) in _COSTS

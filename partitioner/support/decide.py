@@ -47,7 +47,7 @@ class Rejection:
 
 
 def refusal(node: Node, skipped: frozenset[str], constants: frozenset[str]) -> Refusal | None:
-    """The reason why Core ML does not take a node by itself, or None.
+    """Returns the reason why Core ML does not take a node by itself, or None.
 
     Args:
         node: A ``call_function`` node of an ATen or edge program.
@@ -193,7 +193,7 @@ def _exposed_layout(node: Node, decisions: Mapping[Node, Refusal | None]) -> Ref
 
 
 def rejections(decisions: Mapping[Node, Refusal | None]) -> list[Rejection]:
-    """The refused operations, in graph order."""
+    """Returns the refused operations, in graph order."""
     return [
         Rejection(
             op_name(node), node.name, found.reason, source_line(node.meta.get("stack_trace")), found.kind, found.remedy

@@ -17,7 +17,7 @@ _RANGE = torch.iinfo(torch.int32)
 
 
 def scalar_refusal(node: Node) -> Refusal | None:
-    """The reason to refuse an operation on integers for one of its scalar arguments, or None.
+    """Returns the reason to refuse an operation on integers for one of its scalar arguments, or None.
 
     Sizes, bounds and dimensions are not scalars in the operator's schema; there, the largest int64 means "to the end".
     """

@@ -30,7 +30,7 @@ def _decomposed() -> frozenset[object]:
 
 
 def runs_outside(node: Node) -> bool:
-    """Whether ExecuTorch has a kernel for an operation, or makes it of operations that it has kernels for.
+    """Returns whether ExecuTorch has a kernel for an operation, or makes it of operations that it has kernels for.
 
     Its portable kernels are those of ATen's core set.
     """

@@ -105,7 +105,7 @@ def random_notes(nodes: Iterable[Node]) -> list[str]:
 
 
 def _observer(node: Node) -> str | None:
-    """The observer that an operation is of, or the operation itself when it is a fake quantizer."""
+    """Returns the observer that an operation is of, or the operation itself when it is a fake quantizer."""
     stack = node.meta.get("nn_module_stack") or {}
     found = next((match for entry in stack.values() if (match := _OBSERVER.search(str(entry[0])))), None)
     if found is not None:

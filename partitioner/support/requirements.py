@@ -167,7 +167,7 @@ def _io_requirements(program: ExportedProgram, states: Collection[str]) -> Itera
 
 
 def lowest_target(requirements: Iterable[Requirement]) -> ct.target | None:
-    """The lowest deployment target that meets all requirements; None when the oldest does."""
+    """Returns the lowest deployment target that meets all requirements; None when the oldest does."""
     return max((requirement.target for requirement in requirements), default=None)
 
 

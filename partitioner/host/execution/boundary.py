@@ -20,7 +20,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_data(features: Sequence[Feature], given: object) -> None:
-    """Check that named inputs are a dictionary, or a list of dictionaries.
+    """Checks that named inputs are a dictionary, or a list of dictionaries.
 
     Raises:
         InputError: They are something else.
@@ -37,7 +37,7 @@ def check_data(features: Sequence[Feature], given: object) -> None:
 
 
 def check_names(features: Sequence[Feature], given: Mapping[str, Any]) -> None:
-    """Check that every required input is given and none is unknown.
+    """Checks that every required input is given and none is unknown.
 
     Raises:
         InputError: Names are missing or unknown; all of them are listed.
@@ -51,7 +51,7 @@ def check_names(features: Sequence[Feature], given: Mapping[str, Any]) -> None:
 
 
 def check_count(features: Sequence[Feature], given: Sequence[Any]) -> None:
-    """Check the number of positional inputs.
+    """Checks the number of positional inputs.
 
     Raises:
         InputError: They are no sequence, or there are too few or too many.
@@ -64,7 +64,7 @@ def check_count(features: Sequence[Feature], given: Sequence[Any]) -> None:
 
 
 def to_program(feature: Feature, given: Any, policy: Policy) -> torch.Tensor:
-    """Check an input and bring it to the type in which programs compute.
+    """Checks an input and brings it to the type in which programs compute.
 
     Args:
         feature: The input's declaration.
@@ -86,7 +86,7 @@ def to_program(feature: Feature, given: Any, policy: Policy) -> torch.Tensor:
 
 
 def default_input(feature: Feature) -> torch.Tensor:
-    """The value of an optional input that was left out, in its default shape."""
+    """Returns the value of an optional input that was left out, in its default shape."""
     if feature.dtype is None or feature.default_shape is None:
         raise InputError(f"input {feature.name!r} was left out and has no default: its shape is flexible")
     return torch.full(feature.default_shape, feature.default, dtype=feature.dtype.compute)
@@ -110,7 +110,7 @@ def to_caller(feature: Feature, value: Any, owned: frozenset[int]) -> Any:
 
 
 def to_numpy(feature: Feature, value: Any) -> Any:
-    """An output as callers of ``predict`` get it: an array, an image, or what else the program returned."""
+    """Returns an output as callers of ``predict`` get it: an array, an image, or what else the program returned."""
     if not isinstance(value, torch.Tensor):
         return value
     if feature.kind == "image":
@@ -120,7 +120,7 @@ def to_numpy(feature: Feature, value: Any) -> Any:
 
 
 def checked_states(function: Function, states: dict[str, State] | None) -> dict[str, State]:
-    """The states of a function.
+    """Returns the states of a function.
 
     Raises:
         InputError: They are missing, or those of another function.

@@ -15,14 +15,14 @@ class Observer(Protocol):
     """Is told about every operation of a run."""
 
     def now(self) -> int:
-        """The present time, in ticks of the observer's own clock."""
+        """Returns the present time, in ticks of the observer's own clock."""
 
     def finished(self, op: Op, start: int, end: int, values: Sequence[Any]) -> None:
         """An operation has run; ``values`` are its outputs, which must not be changed."""
 
 
 def run_plan(plan: Plan, inputs: dict[str, Any], observer: Observer | None = None) -> dict[str, Any]:
-    """Run a planned function once. Safe to call from several threads.
+    """Runs a planned function once. Safe to call from several threads.
 
     Args:
         plan: The plan.

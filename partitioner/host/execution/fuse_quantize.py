@@ -137,6 +137,6 @@ def _quantize_dequantize(
 
 
 def _is_exact(grid: _Grid, finish: Finish) -> bool:
-    """Whether no value of the grid is changed by rounding to the declared type."""
+    """Returns whether no value of the grid is changed by rounding to the declared type."""
     values = torch.arange(grid.low - grid.zero_point, grid.high - grid.zero_point + 1, dtype=torch.float32) * grid.scale
     return torch.equal(finish(values), values)

@@ -13,7 +13,7 @@ _MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"
 
 
 def from_image(feature: Feature, given: Any) -> Any:
-    """A PIL image as a tensor of shape (1, channels, height, width).
+    """Returns a PIL image as a tensor of shape (1, channels, height, width).
 
     Raises:
         InputError: It is no PIL image, or the image's mode is not the declared color layout's.
@@ -35,7 +35,7 @@ def from_image(feature: Feature, given: Any) -> Any:
 
 
 def to_image(feature: Feature, value: torch.Tensor) -> Any:
-    """An output of shape (1, channels, height, width) as a PIL image."""
+    """Returns an output of shape (1, channels, height, width) as a PIL image."""
     from PIL import Image
 
     pixels = value[0].float()

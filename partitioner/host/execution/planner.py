@@ -21,7 +21,7 @@ from partitioner.host.registry import OPS, SEQUENTIAL, OpDef, OpRegistry, Param
 
 
 def check_supported(functions: Iterable[Function], registry: OpRegistry = OPS) -> None:
-    """Check that every operation has a definition.
+    """Checks that every operation has a definition.
 
     Raises:
         UnsupportedMilOpError: Some have none; all of them are named.
@@ -37,7 +37,7 @@ def check_supported(functions: Iterable[Function], registry: OpRegistry = OPS) -
 
 
 def make_plan(function: Function, policy: Policy, registry: OpRegistry = OPS, *, fold: bool = True) -> Plan:
-    """Plan a function under a precision policy.
+    """Plans a function under a precision policy.
 
     Args:
         function: The function.
@@ -205,7 +205,7 @@ def _convert(op: Op, param: Param, values: list[Any]) -> Any:
 
 
 def _with_frees(steps: Sequence[Step], local: set[int]) -> tuple[Step, ...]:
-    """Give every step the slots of this block that are last touched by it."""
+    """Gives every step the slots of this block that are last touched by it."""
     pending = set(local)
     planned: list[Step] = []
     for step in reversed(steps):

@@ -35,7 +35,7 @@ class Policy:
     sequential: bool = False
 
     def rounding(self, dtype: DType) -> Rounding | None:
-        """The rounding of values declared ``dtype``, or None when they are kept as computed."""
+        """Returns the rounding of values declared ``dtype``, or None when they are kept as computed."""
         return self.roundings.get(dtype.name)
 
     def __repr__(self) -> str:
@@ -64,7 +64,7 @@ policies: dict[str, Policy] = {policy.name: policy for policy in (FLOAT32, STORA
 
 
 def get_policy(policy: object) -> Policy:
-    """Look a policy up by name; a `Policy` is returned as it is.
+    """Looks a policy up by name; a `Policy` is returned as it is.
 
     Raises:
         PolicyError: The name is unknown, or it is neither a name nor a `Policy`.

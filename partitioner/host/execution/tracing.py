@@ -41,7 +41,7 @@ class TraceRecorder:
         return time.perf_counter_ns()
 
     def finished(self, op: Op, start: int, end: int, values: Sequence[Any]) -> None:
-        """Keep a copy of the outputs."""
+        """Keeps a copy of the outputs."""
         names = [value.name for value in op.outputs]
         arrays = (_copied(value) for value in declared_values(op, values))
         outputs = dict(zip(names, arrays, strict=True))
@@ -49,12 +49,12 @@ class TraceRecorder:
 
 
 def event_name(op: Op) -> str:
-    """The name under which an operation is reported: its first output's, which is unique in a program."""
+    """Returns the name under which an operation is reported: its first output's, which is unique in a program."""
     return op.outputs[0].name if op.outputs else op.name
 
 
 def declared_values(op: Op, values: Sequence[Any]) -> list[Any]:
-    """The outputs of an operation, floating-point tensors in their declared type."""
+    """Returns the outputs of an operation, floating-point tensors in their declared type."""
     return [
         value.to(output.type.dtype.storage)
         if isinstance(value, torch.Tensor) and isinstance(output.type, TensorType) and output.type.dtype.is_float

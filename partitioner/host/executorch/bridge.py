@@ -87,7 +87,7 @@ class Session:
         self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[torch.Tensor], observer: Observer | None = None) -> list[torch.Tensor]:
-        """Run once; states carry over to the next run."""
+        """Runs once; states carry over to the next run."""
         if self._state is None:
             return self._program.run(inputs, function=self._function, observer=observer)
         # A state may keep what was written to it, and the runtime reuses the memory of its inputs.
@@ -96,7 +96,7 @@ class Session:
             return self._program.run(owned, state=self._state, function=self._function, observer=observer)
 
     def __call__(self, arguments: Sequence[Argument], tracer: Tracer | None = None) -> None:
-        """Run on the runtime's tensors: inputs first, then outputs, which are written in place.
+        """Runs on the runtime's tensors: inputs first, then outputs, which are written in place.
 
         Args:
             arguments: The tensors.
@@ -145,14 +145,14 @@ _errors = threading.local()
 
 
 def set_default_policy(policy: Policy) -> None:
-    """Set the policy of delegates that are opened outside `use_policy`."""
+    """Sets the policy of delegates that are opened outside `use_policy`."""
     global _default_policy
     _default_policy = policy
 
 
 @contextmanager
 def use_policy(policy: Policy) -> Iterator[None]:
-    """Open delegates under a policy for as long as the context lasts, on this thread."""
+    """Opens delegates under a policy for as long as the context lasts, on this thread."""
     token = _chosen_policy.set(policy)
     try:
         yield
@@ -163,7 +163,7 @@ def use_policy(policy: Policy) -> Iterator[None]:
 def open_delegate(
     blob: bytes, compile_specs: Mapping[str, bytes], method: str, named_data: Callable[[str], bytes]
 ) -> Session:
-    """Open a delegate blob; the native delegate's init.
+    """Opens a delegate blob; the native delegate's init.
 
     Args:
         blob: The delegate blob, or a reference to one in the program's named data.
@@ -185,7 +185,7 @@ def open_delegate(
 
 
 def take_error() -> BaseException | None:
-    """Return what this thread's last delegate call raised, and forget it."""
+    """Returns what this thread's last delegate call raised, and forgets it."""
     error: BaseException | None = getattr(_errors, "last", None)
     _errors.last = None
     return error

@@ -30,7 +30,7 @@ Input = torch.Tensor | bool | int | float | None
 
 
 def check_inputs(method: Method, given: Sequence[object]) -> list[Input]:
-    """Check the inputs of a method and bring them to the memory layout it declares.
+    """Checks the inputs of a method and brings them to the memory layout it declares.
 
     Args:
         method: The method.

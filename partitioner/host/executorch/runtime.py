@@ -76,7 +76,7 @@ def run(
     method: str = "forward",
     policy: str | Policy = STORAGE16,
 ) -> list[Output]:
-    """Run one method of a `.pte` once, from fresh state, through ExecuTorch's runtime.
+    """Runs one method of a `.pte` once, from fresh state, through ExecuTorch's runtime.
 
     Where the native delegate was not built, a method that is a single Core ML delegate is executed in pure Python. That
     is also done on macOS, so that the policy holds there. Calls from several threads take turns.
@@ -219,7 +219,7 @@ def _unknown_operators(runtime: Any, entry: Method) -> list[str]:
 
 
 def _raise_cause(native: _Native, fallback: PartitionerError, failure: RuntimeError) -> NoReturn:
-    """Raise the error behind a failure of the runtime: what the delegate raised, if it did."""
+    """Raises the error behind a failure of the runtime: what the delegate raised, if it did."""
     text = native.take_last_error()
     error = bridge.take_error()
     if isinstance(error, PartitionerError) or (error is not None and not isinstance(error, Exception)):

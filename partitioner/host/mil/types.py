@@ -20,7 +20,7 @@ class TensorType:
     shape: tuple[int | None, ...] | None
 
     def fixed_shape(self) -> tuple[int, ...] | None:
-        """The shape when every size is known, else None."""
+        """Returns the shape when every size is known, else None."""
         if self.shape is None or any(size is None for size in self.shape):
             return None
         return tuple(size for size in self.shape if size is not None)

@@ -35,7 +35,7 @@ def constexpr_blockwise_shift_scale(
 
 @register_op("constexpr_cast", since=Opset.IOS16)
 def constexpr_cast(source_val: torch.Tensor, output_dtype: str) -> torch.Tensor:
-    """The value in another type."""
+    """Returns the value in another type."""
     return source_val.to(BY_NAME[output_dtype].compute)
 
 

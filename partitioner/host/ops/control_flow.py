@@ -9,7 +9,7 @@ from partitioner.host.registry import Blocks, Tensors, register_op
 
 @register_op("cond", exact=True)
 def cond(pred: torch.Tensor, blocks: Blocks) -> Any:
-    """The outputs of the first block where ``pred`` is true, else of the second."""
+    """Returns the outputs of the first block where ``pred`` is true, else of the second."""
     results = blocks[0]() if bool(pred) else blocks[1]()
     return results[0] if len(results) == 1 else results
 

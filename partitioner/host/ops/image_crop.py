@@ -9,7 +9,7 @@ from partitioner.host.registry import Ints, register_op
 
 @register_op("crop", exact=True)
 def crop(x: torch.Tensor, crop_height: Ints, crop_width: Ints) -> torch.Tensor:
-    """The last two dimensions without some pixels on each side."""
+    """Returns the last two dimensions without some pixels on each side."""
     height, width = x.shape[-2:]
     return x[..., crop_height[0] : height - crop_height[1], crop_width[0] : width - crop_width[1]]
 

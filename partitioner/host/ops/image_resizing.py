@@ -61,14 +61,14 @@ def grid_points(size: float, count: int, sampling_mode: str) -> torch.Tensor:
 def upsample_nearest_neighbor(
     x: torch.Tensor, scale_factor_height: float = 1.0, scale_factor_width: float = 1.0
 ) -> torch.Tensor:
-    """The nearest pixel at each position of an image whose sides are scaled."""
+    """Returns the nearest pixel at each position of an image whose sides are scaled."""
     height, width = _scaled(x, scale_factor_height, scale_factor_width)
     return resize_nearest_neighbor(x, height, width)
 
 
 @register_op("resize_nearest_neighbor", exact=True)
 def resize_nearest_neighbor(x: torch.Tensor, target_size_height: int, target_size_width: int) -> torch.Tensor:
-    """The nearest pixel at each position of an image of another size."""
+    """Returns the nearest pixel at each position of an image of another size."""
     for axis, count in ((-2, target_size_height), (-1, target_size_width)):
         source = torch.arange(count) * x.shape[axis] // count
         x = x.index_select(x.ndim + axis, source)
@@ -109,7 +109,7 @@ def resize(
     interpolation_mode: str = "LINEAR",
     sampling_mode: str = "DEFAULT",
 ) -> torch.Tensor:
-    """The last ``resized_dims`` dimensions resized to the last entries of ``shape``; 0 keeps a dimension."""
+    """Returns the last ``resized_dims`` dimensions resized to the last entries of ``shape``; 0 keeps a dimension."""
     for axis in range(-resized_dims, 0):
         count = shape[axis] or x.shape[axis]
         if interpolation_mode == "LINEAR":

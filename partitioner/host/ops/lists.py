@@ -14,7 +14,7 @@ TensorList: TypeAlias = "list[torch.Tensor | None]"
 def make_list(
     elem_shape: Tensors, init_length: int = 1, dynamic_length: bool = True, dtype: str = "fp32"
 ) -> TensorList:
-    """A list of zeros; elements whose shape holds a symbol stay empty until they are written."""
+    """Returns a list of zeros; elements whose shape holds a symbol stay empty until they are written."""
     del dynamic_length  # writing past the end grows any list
     if any(isinstance(size, str) for size in elem_shape):
         return [None] * init_length
@@ -30,13 +30,13 @@ def list_length(ls: Any) -> torch.Tensor:
 
 @register_op("list_read", exact=True)
 def list_read(ls: Any, index: int) -> torch.Tensor:
-    """The element at an index."""
+    """Returns the element at an index."""
     return _element(ls, index)
 
 
 @register_op("list_write", exact=True)
 def list_write(ls: Any, index: int, value: torch.Tensor) -> TensorList:
-    """The list with another element at an index."""
+    """Returns the list with another element at an index."""
     return _written(ls, {index: value})
 
 
@@ -48,7 +48,7 @@ def list_gather(ls: Any, indices: torch.Tensor) -> torch.Tensor:
 
 @register_op("list_scatter", exact=True)
 def list_scatter(ls: Any, indices: torch.Tensor, value: torch.Tensor) -> TensorList:
-    """The list with the slices of ``value`` at ``indices``."""
+    """Returns the list with the slices of ``value`` at ``indices``."""
     return _written(ls, {int(index): row for index, row in zip(indices.flatten(), value.unbind(0), strict=True)})
 
 

@@ -176,7 +176,7 @@ def _lstm_pass(
 def _unroll(
     step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], inputs: torch.Tensor, h: torch.Tensor, sequence: bool
 ) -> Tensors:
-    """The states that ``step(input, state)`` runs through (all or the last one), and the last state."""
+    """Returns the states that ``step(input, state)`` runs through (all or the last one), and the last state."""
     states = []
     for projected in inputs.unbind(0):
         h = step(projected, h)

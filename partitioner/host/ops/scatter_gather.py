@@ -44,7 +44,7 @@ def gather_nd(
 def _by_batch(
     function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor, indices: torch.Tensor, count: int
 ) -> torch.Tensor:
-    """A function of both, applied to each entry of their first ``count`` dimensions."""
+    """Returns a function of both, applied to each entry of their first ``count`` dimensions."""
     rows = zip(x.flatten(0, count - 1), indices.flatten(0, count - 1), strict=True)
     parts = [function(row, chosen) for row, chosen in rows]
     return torch.stack(parts).reshape(x.shape[:count] + parts[0].shape)

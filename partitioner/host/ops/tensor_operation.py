@@ -17,13 +17,13 @@ def shape(x: torch.Tensor) -> torch.Tensor:
 
 @register_op("fill")
 def fill(shape: Ints, outputs: Outputs, value: torch.Tensor | None = None) -> torch.Tensor:
-    """A tensor filled with one value."""
+    """Returns a tensor filled with one value."""
     return torch.full(shape, 0 if value is None else value.item(), dtype=_dtype(outputs))
 
 
 @register_op("fill_like", since=Opset.IOS16)
 def fill_like(ref_tensor: torch.Tensor, outputs: Outputs, value: torch.Tensor | None = None) -> torch.Tensor:
-    """A tensor of the reference's shape filled with one value."""
+    """Returns a tensor of the reference's shape filled with one value."""
     return fill(tuple(ref_tensor.shape), outputs, value)
 
 
@@ -113,7 +113,7 @@ def topk(
     return_indices: bool = True,
     output_indices_dtype: str = "int32",
 ) -> torch.Tensor | Tensors:
-    """The k largest elements (smallest when ascending) along an axis, and where they are."""
+    """Returns the k largest elements (smallest when ascending) along an axis, and where they are."""
     count = x.shape[axis] if k == -1 else k
     del sort  # no order is promised without it, so sorted is right too
     ordered = torch.sort(x, dim=axis, descending=not ascending, stable=True)

@@ -73,7 +73,7 @@ def reverse(x: torch.Tensor, axes: Ints | None = None) -> torch.Tensor:
 
 @register_op("reverse_sequence", exact=True)
 def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, seq_axis: int = 0, batch_axis: int = 0) -> torch.Tensor:
-    """The first ``lengths[i]`` elements along ``seq_axis`` backwards, for each i along ``batch_axis``."""
+    """Returns the first ``lengths[i]`` elements along ``seq_axis`` backwards, for each i along ``batch_axis``."""
     moved = x.movedim((batch_axis, seq_axis), (0, 1))
     positions = torch.arange(moved.shape[1])[None, :]
     limits = lengths.to(torch.int64)[:, None]

@@ -42,12 +42,12 @@ def resolve_pads(
 
 
 def is_symmetric(pads: Pads) -> bool:
-    """Whether every dimension is padded equally on both sides."""
+    """Returns whether every dimension is padded equally on both sides."""
     return all(before == after for before, after in pads)
 
 
 def torch_padding(pads: Pads) -> list[int]:
-    """The same padding as `torch.nn.functional.pad` takes it: last dimension first."""
+    """Returns the same padding as `torch.nn.functional.pad` takes it: last dimension first."""
     return [amount for pair in reversed(pads) for amount in pair]
 
 

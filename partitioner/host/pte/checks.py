@@ -15,7 +15,7 @@ _INLINE, _SEGMENT = 0, 1
 
 
 def program_problems(program: Table, segment_bytes: int) -> Iterator[str]:
-    """Yield what is wrong with a program, one line a problem.
+    """Yields what is wrong with a program, one line a problem.
 
     Args:
         program: The root table.
@@ -130,7 +130,7 @@ def _instruction_problems(plan: Table, values: list[Table | None], count: int, c
 
 
 def _is_plain(name: str | None) -> bool:
-    """Whether a name is there and can be logged: the runtime's log aborts on what is not text."""
+    """Returns whether a name is there and can be logged: the runtime's log aborts on what is not text."""
     return bool(name) and str(name).isascii() and str(name).isprintable()
 
 

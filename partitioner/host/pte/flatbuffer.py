@@ -26,7 +26,7 @@ class Table:
 
 
 def read_root(data: memoryview, kind: str) -> Table:
-    """Read the root table of a flatbuffer.
+    """Reads the root table of a flatbuffer.
 
     Args:
         data: The flatbuffer, starting with the offset of its root table.

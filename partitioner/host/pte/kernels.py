@@ -26,7 +26,7 @@ kernels/quantized/cpu)."""
 
 
 def fatal_calls(plan: Table, values: list[Table | None]) -> Iterator[str]:
-    """Yield the kernel calls of a checked method that would end the process, in words."""
+    """Yields the kernel calls of a checked method that would end the process, in words."""
     calls: list[Any] = [entry["instr_args"] for chain in plan["chains"] for entry in chain["instructions"]]
     for call in calls:
         if call.kind != "KernelCall":

@@ -33,7 +33,7 @@ _LIST_KINDS: dict[str, frozenset[str | None]] = {
 
 
 def argument_problems(operator: Table, arguments: list[Table | None]) -> Iterator[str]:
-    """Yield what is wrong with the arguments of one kernel call.
+    """Yields what is wrong with the arguments of one kernel call.
 
     Args:
         operator: Name and overload of the operator.
@@ -63,7 +63,7 @@ def _expected_kinds(name: str, overload: str) -> tuple[frozenset[str | None] | N
 
 
 def _allowed(type_: Any) -> frozenset[str | None] | None:
-    """The kinds an argument of a JIT type may have; None where nothing is known."""
+    """Returns the kinds an argument of a JIT type may have; None where nothing is known."""
     kind = type_.kind()
     if kind == "OptionalType":
         inner = _allowed(type_.getElementType())

@@ -107,7 +107,7 @@ class PteProgram:
 
 
 def read_pte(data: bytes | bytearray | memoryview) -> PteProgram:
-    """Read and check a `.pte`.
+    """Reads and checks a `.pte`.
 
     Args:
         data: The whole file.
@@ -140,7 +140,7 @@ def read_pte(data: bytes | bytearray | memoryview) -> PteProgram:
 
 
 def delegate_blobs(data: bytes | bytearray | memoryview) -> list[tuple[bytes, dict[str, bytes]]]:
-    """Return the Core ML delegate blobs of a `.pte`, in the order of methods and delegates.
+    """Returns the Core ML delegate blobs of a `.pte`, in the order of methods and delegates.
 
     Args:
         data: The whole file.

@@ -21,14 +21,14 @@ _MAX_PLANNED_BYTES = 1 << 40
 
 
 def foreign_types(program: Table) -> list[str]:
-    """The types of tensors that programs may have and kernels do not compute with, one for each such tensor."""
+    """Returns the types of tensors that programs may have and kernels do not compute with, one for each such tensor."""
     values = [value["val"] for plan in program["execution_plan"] for value in plan["values"]]
     types = [value["scalar_type"] for value in values if value is not None and value.kind == "Tensor"]
     return [_FOREIGN[number] for number in types if number in _FOREIGN]
 
 
 def plan_size_problems(buffers: list[int], values: list[Table | None]) -> Iterator[str]:
-    """Yield the buffers of a memory plan whose size is impossible.
+    """Yields the buffers of a memory plan whose size is impossible.
 
     The runtime allocates and clears them all, so one wrong size can exhaust the machine.
     """
@@ -44,7 +44,7 @@ def plan_size_problems(buffers: list[int], values: list[Table | None]) -> Iterat
 
 
 def homeless_problems(plan: Table, values: list[Table | None]) -> Iterator[str]:
-    """Yield the tensors between instructions that have no memory."""
+    """Yields the tensors between instructions that have no memory."""
     given = {*plan["inputs"], *plan["outputs"]}
     for index, value in enumerate(values):
         if value is None or value.kind != "Tensor" or index in given or value["shape_dynamism"] == _UNBOUND:
@@ -54,7 +54,7 @@ def homeless_problems(plan: Table, values: list[Table | None]) -> Iterator[str]:
 
 
 def tensor_problems(program: Table, plan: Table, tensor: Table) -> Iterator[str]:
-    """Yield what is wrong with one tensor: its type, shape, layout, and the memory it claims."""
+    """Yields what is wrong with one tensor: its type, shape, layout, and the memory it claims."""
     sizes, order = tensor["sizes"], bytes(tensor["dim_order"])
     if tensor["scalar_type"] not in ELEMENT_BYTES:
         yield f"unusable scalar type {tensor['scalar_type']}"

@@ -18,7 +18,7 @@ _BYTES_OF_FIELD = {"floats": 4, "doubles": 8, "ints": 4, "longInts": 8, "bools":
 
 
 def read_type(message: Any, where: str) -> ValueType:
-    """Read a ``ValueType`` message.
+    """Reads a ``ValueType`` message.
 
     Raises:
         ProgramFormatError: The type is absent, unknown or inconsistent.
@@ -30,7 +30,7 @@ def read_type(message: Any, where: str) -> ValueType:
 
 
 def read_constant(value: Any, where: str) -> Constant:
-    """Read a ``Value`` message whose value is stored in the program itself.
+    """Reads a ``Value`` message whose value is stored in the program itself.
 
     Raises:
         ProgramFormatError: The value is absent, or disagrees with its declared type.

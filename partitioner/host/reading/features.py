@@ -22,7 +22,7 @@ _SIMPLE_KINDS = {
 
 
 def read_features(messages: Iterable[Any], where: str, types: Mapping[str, ValueType]) -> tuple[Feature, ...]:
-    """Read ``FeatureDescription`` messages. Converters describe an output once for each time the model returns it.
+    """Reads ``FeatureDescription`` messages. Converters describe an output once for each time the model returns it.
 
     Args:
         messages: The messages, in the description's order.

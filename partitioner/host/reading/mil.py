@@ -15,7 +15,7 @@ OpenWeights = Callable[[str], WeightFile]
 
 
 def parse_model(model: Any, open_weights: OpenWeights) -> MilProgram:
-    """Read a ``Model_pb2.Model`` that holds an ML Program.
+    """Reads a ``Model_pb2.Model`` that holds an ML Program.
 
     Args:
         model: The message.
@@ -36,7 +36,7 @@ def parse_model(model: Any, open_weights: OpenWeights) -> MilProgram:
 
 
 def check_kind(model: Any) -> None:
-    """Check that a model holds an ML Program.
+    """Checks that a model holds an ML Program.
 
     Raises:
         ProgramFormatError: It is of another kind.

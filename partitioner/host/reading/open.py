@@ -38,7 +38,7 @@ _MODEL_MESSAGE = "CoreML.Specification.Model"
 
 
 def open_program(source: Source, weights_dir: str | os.PathLike[str] | None = None) -> MilProgram:
-    """Read a program from any source that `partitioner.host.load` takes.
+    """Reads a program from any source that `partitioner.host.load` takes.
 
     Raises:
         ProgramFormatError: The source is unreadable or no ML Program.
@@ -121,7 +121,7 @@ def _followed(data: memoryview, named_data: Mapping[str, Any]) -> tuple[memoryvi
 
 
 def _with_metadata(program: MilProgram, files: Mapping[str, memoryview], function: str | None) -> MilProgram:
-    """Put inputs and outputs in the order that the blob's metadata gives."""
+    """Puts inputs and outputs in the order that the blob's metadata gives."""
     if METADATA_FILE not in files:
         raise ProgramFormatError("the delegate blob has no metadata.json")
     metadata = _read_json(files[METADATA_FILE], METADATA_FILE)

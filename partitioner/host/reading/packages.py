@@ -26,7 +26,7 @@ class ModelSource:
 
 
 def package_source(read: ReadFile) -> ModelSource:
-    """The model of a package.
+    """Returns the model of a package.
 
     Args:
         read: Gives the bytes of a file by its POSIX path inside the package.
@@ -41,7 +41,7 @@ def package_source(read: ReadFile) -> ModelSource:
 
 
 def folder_source(model: Any, folder: Path | None) -> ModelSource:
-    """A model message whose weight files lie in ``folder`` (the package's ``weights`` directory)."""
+    """Returns a model message whose weight files lie in ``folder`` (the package's ``weights`` directory)."""
 
     def read(name: str) -> memoryview:
         path = PurePosixPath(name)
@@ -78,7 +78,7 @@ def mapping_reader(files: Mapping[str, memoryview], prefix: str) -> ReadFile:
 
 
 def map_file(path: Path) -> memoryview:
-    """Map a file into memory, copy on write.
+    """Maps a file into memory, copy on write.
 
     Raises:
         ProgramFormatError: The file is missing or unreadable.
@@ -93,7 +93,7 @@ def map_file(path: Path) -> memoryview:
 
 
 def check_relative(name: str) -> PurePosixPath:
-    """A path that stays inside its root.
+    """Returns a path that stays inside its root.
 
     Raises:
         ProgramFormatError: The path is empty, absolute or climbs.
@@ -105,7 +105,7 @@ def check_relative(name: str) -> PurePosixPath:
 
 
 def parse_model_bytes(data: memoryview, where: str) -> Any:
-    """Parse a serialized ``Model`` message.
+    """Parses a serialized ``Model`` message.
 
     Raises:
         ProgramFormatError: The bytes are not such a message.

@@ -13,7 +13,7 @@ _ALIGNMENT = 16
 
 
 def decode(raw: memoryview, dtype: DType, shape: tuple[int, ...], what: str) -> torch.Tensor:
-    """Read stored elements into a tensor of the data type's compute type.
+    """Reads stored elements into a tensor of the data type's compute type.
 
     The result shares memory with ``raw`` when no conversion is needed and the bytes are aligned; treat it as constant.
 
@@ -44,7 +44,7 @@ def decode(raw: memoryview, dtype: DType, shape: tuple[int, ...], what: str) -> 
 
 
 def unpack_bits(packed: torch.Tensor, bits: int, count: int, *, signed: bool = False) -> torch.Tensor:
-    """Unpack integers narrower than a byte.
+    """Unpacks integers narrower than a byte.
 
     Args:
         packed: uint8 tensor; element i occupies bits ``[i * bits, (i + 1) * bits)`` of the little-endian bit stream.

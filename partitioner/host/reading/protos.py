@@ -17,19 +17,19 @@ _PRIVATE_NAME = "_partitioner_host_coremltools_proto"
 
 @cache
 def model_proto() -> ModuleType:
-    """The module ``Model_pb2``."""
+    """Returns the module ``Model_pb2``."""
     return _load("Model_pb2")
 
 
 @cache
 def mil_proto() -> ModuleType:
-    """The module ``MIL_pb2``."""
+    """Returns the module ``MIL_pb2``."""
     return _load("MIL_pb2")
 
 
 @cache
 def feature_types_proto() -> ModuleType:
-    """The module ``FeatureTypes_pb2``."""
+    """Returns the module ``FeatureTypes_pb2``."""
     return _load("FeatureTypes_pb2")
 
 

@@ -25,7 +25,7 @@ _HINTS = {
 
 
 def bytes_or_path(given: object, accepted: str) -> Given:
-    """The bytes of a program, or the path where it lies.
+    """Returns the bytes of a program, or the path where it lies.
 
     Args:
         given: Bytes, an object whose ``buffer`` is bytes (as ``to_executorch()`` returns it), or a path.
@@ -46,7 +46,7 @@ def bytes_or_path(given: object, accepted: str) -> Given:
 
 @contextmanager
 def naming(given: object) -> Iterator[None]:
-    """Put the path in front of format errors about what it leads to; bytes have no name."""
+    """Puts the path in front of format errors about what it leads to; bytes have no name."""
     try:
         yield
     except ProgramFormatError as error:
@@ -56,7 +56,7 @@ def naming(given: object) -> Iterator[None]:
 
 
 def refuse_bare_model(data: memoryview) -> None:
-    """Refuse the serialized specification of a model, the content of ``.mlmodel`` files; let other bytes pass.
+    """Refuses the serialized specification of a model, the content of ``.mlmodel`` files; lets other bytes pass.
 
     Raises:
         ProgramFormatError: It is one.

@@ -31,7 +31,7 @@ class WeightBlob:
     where: str
 
     def tensor(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """The elements as a tensor of ``shape``; shares memory with the file when no conversion is needed."""
+        """Returns the elements as a tensor of ``shape``; shares memory with the file when no conversion is needed."""
         return decode(self.raw, self.dtype, shape, self.where)
 
 
@@ -60,7 +60,7 @@ class WeightFile:
         return int(_HEADER.unpack_from(self._data, 0)[1])
 
     def blob(self, offset: int) -> WeightBlob:
-        """The blob whose record starts at ``offset``.
+        """Returns the blob whose record starts at ``offset``.
 
         Raises:
             ProgramFormatError: No valid record starts there, or its data lies outside the file.
