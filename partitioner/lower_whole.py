@@ -1,7 +1,7 @@
-"""Programs that Core ML takes as a whole, converted without a detour over ExecuTorch's edge dialect.
+"""Programs that Core ML takes as a whole, converted without ExecuTorch's edge dialect.
 
-The edge dialect exists for what runs on ExecuTorch's own kernels. A program of which nothing does needs neither its
-passes nor its copies: one delegate call is all that ExecuTorch has to know.
+The edge dialect exists for operators that run on ExecuTorch's own kernels. A program without such operators needs
+neither the passes of that dialect nor its copies: ExecuTorch only has to know one delegate call.
 """
 
 import operator

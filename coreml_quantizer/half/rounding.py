@@ -6,8 +6,10 @@ SMALLEST_HALF = 2.0**-24
 """The smallest positive number of float16, a subnormal one."""
 
 _LARGEST_CHANGE = 2.0**-10
-"""Constants that float16 cannot hold this closely, relative to their largest element, stay as they are: a tiny eps.
-So do single elements beyond the range of float16, such as masks near finfo.min."""
+"""The largest change by rounding to float16, relative to the largest element of a constant.
+
+A constant that would change more, such as a tiny eps, is not rounded. Single elements outside the range of float16,
+such as masks near finfo.min, are not rounded either."""
 
 
 def rounded_to_half(value: torch.Tensor, negligible: bool = False) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Normalization: float on purpose, save for the batch norm that folds away."""
+"""Normalizations: all stay in floating point, except for a batch norm that is folded into the layer before it."""
 
 import torch
 

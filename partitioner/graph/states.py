@@ -78,7 +78,7 @@ def detach(program: ExportedProgram) -> None:
 
 
 def spread(program: ExportedProgram, buffers: Collection[str]) -> dict[str, str]:
-    """Finds the buffers that not one partition has to itself.
+    """Finds the mutable buffers that no single partition can hold as a state.
 
     Args:
         program: An edge program whose partitions are tagged.

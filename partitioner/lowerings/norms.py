@@ -1,4 +1,4 @@
-"""Norms that the converters of Core ML Tools compute of something else than was asked for.
+"""RMS norm and instance norm, for which the converters of Core ML Tools compute wrong statistics.
 
 RMS norm: Core ML Tools divides the input by its largest magnitude, so that squares fit into float16, and then adds
 ``eps`` to the mean square as if it had not: small inputs come out too large, and a row of zeros as not a number. Here

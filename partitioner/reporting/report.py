@@ -66,7 +66,7 @@ class LoweringReport:
         if not outside:
             return "Core ML takes every operation"
         names = ", ".join(f"{row.count}x {row.op}" for row in outside)
-        return f"what stays outside separates what does not: {names}"
+        return f"these operators stay outside Core ML and divide the rest: {names}"
 
     def __str__(self) -> str:
         reasons = f" ({'; '.join(self.target_reasons)})" if self.target_reasons else ""

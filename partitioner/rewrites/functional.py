@@ -50,8 +50,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         program: What `torch.export.export` returns. It is not changed.
 
     Returns:
-        A program with the same inputs, outputs and results, in which nothing is written in place and no operation
-        returns now a view and then a copy; tables of parameters and constants are its own.
+        A program with the same inputs, outputs and results. Nothing in it is written in place, and every operator
+        either always returns a view or never does. It has its own tables of parameters and constants.
     """
     program = copy.copy(program)
     program._state_dict = dict(program.state_dict)

@@ -20,7 +20,7 @@ Replacement = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 class NotObviousError(Exception):
-    """Something of which the functional form is not obvious."""
+    """The functional form of an operator call cannot be written down without tracing the program."""
 
 
 def _reshaped(node: Node) -> Replacement:

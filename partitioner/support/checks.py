@@ -1,6 +1,6 @@
-"""Calls of an operation that its converter in Core ML Tools does not do what they mean for, from their arguments.
+"""Checks of operator calls whose arguments a converter of Core ML Tools ignores or gets wrong.
 
-Every check returns the reason of a refusal, or None.
+A check returns the reason to keep the call outside Core ML, or None.
 """
 
 import operator

@@ -91,7 +91,7 @@ def refuse_unfinished(program: ExportedProgram) -> None:
 
 
 def random_notes(nodes: Iterable[Node]) -> list[str]:
-    """Lines for the report: dropouts that drop, which a model may want, and seldom does.
+    """Returns notes for the report: that results are random, if dropouts are active in the program.
 
     Args:
         nodes: The operations of an edge program.

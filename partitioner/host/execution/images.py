@@ -8,7 +8,7 @@ import torch
 from partitioner.host.errors import InputError
 from partitioner.host.mil.model import Feature
 
-# Color layout -> PIL mode and order of channels in the tensor.
+# Color layout -> PIL mode.
 _MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}
 
 

@@ -125,7 +125,7 @@ def read_pte(data: bytes | bytearray | memoryview) -> PteProgram:
     except ProgramFormatError as error:
         raise ProgramFormatError(f"the .pte is corrupt: {error}; {_REMEDY}") from None
     problems = list(program_problems(program, len(segments)))
-    # Each such tensor is one problem: there is no other.
+    # Every problem is a tensor of such a type: one message about the types says it all.
     if problems and len(problems) == len(foreign := foreign_types(program)):
         raise ProgramFormatError(
             f"the .pte has tensors of {', '.join(sorted(set(foreign)))}, with which neither ExecuTorch's kernels nor "
