@@ -21,8 +21,8 @@ from coremltools.optimize.coreml import _quantization_passes as _compression
 from partitioner.conversion import declared_half, fast_mil, requantization
 from partitioner.conversion.fast_mil import without_old_garbage
 
-# (module, name of its progress function)
 _PROGRESS = ((_frontend, "_tqdm"), (_pipeline, "tqdm"), (_compression, "tqdm"))
+"""(module, name of its progress function)"""
 
 _lock = threading.RLock()
 

@@ -15,8 +15,8 @@ from partitioner.host.execution.policy import STORAGE16, Policy, get_policy
 from partitioner.host.loading import Program, load
 from partitioner.host.mil.model import Feature, Function
 
-# How Core ML begins to say it, for tests that look for that.
 _FAILED = "Unable to compute the prediction using ML Program"
+"""How Core ML begins to say it, for tests that look for that."""
 
 
 @contextmanager

@@ -74,7 +74,6 @@ def _tuple(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return to_tuple
 
 
-# None: the value passes as it is.
 _CONVERTERS: dict[Any, Callable[[Any], Any] | None] = {
     torch.Tensor: None,
     Tensors: None,
@@ -88,6 +87,7 @@ _CONVERTERS: dict[Any, Callable[[Any], Any] | None] = {
     Floats: _tuple(float),
     Bools: _tuple(bool),
 }
+"""None: the value passes as it is."""
 
 
 @dataclass(frozen=True)

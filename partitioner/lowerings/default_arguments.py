@@ -7,7 +7,6 @@ from partitioner.lowerings.registry import wrap_converter
 
 _MEAN = 1
 
-# Name -> the number of arguments that are always there, and the defaults of the rest.
 _DEFAULTS: dict[str, tuple[int, Sequence[Any]]] = {
     "cosine_similarity": (2, (1, 1e-8)),
     "mse_loss": (2, (_MEAN,)),
@@ -16,6 +15,7 @@ _DEFAULTS: dict[str, tuple[int, Sequence[Any]]] = {
     "conv_transpose2d.input": (2, (None, (1, 1), (0, 0), (0, 0), 1, (1, 1))),
     "conv_transpose3d.input": (2, (None, (1, 1, 1), (0, 0, 0), (0, 0, 0), 1, (1, 1, 1))),
 }
+"""Name -> the number of arguments that are always there, and the defaults of the rest."""
 
 
 def _filled(required: int, defaults: Sequence[Any]) -> Callable[[Any], None]:

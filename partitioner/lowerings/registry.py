@@ -13,8 +13,8 @@ import partitioner.stock  # registers ExecuTorch's converters, which ours replac
 
 Converter = Callable[[Any, Any], None]
 
-# Namespaces that Core ML Tools leaves out of the names of converters.
 _NAMELESS = frozenset({"aten", "prim"})
+"""Namespaces that Core ML Tools leaves out of the names of converters."""
 
 
 def set_converter(*names: str) -> Callable[[Converter], Converter]:

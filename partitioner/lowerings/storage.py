@@ -17,8 +17,8 @@ from partitioner.limits import stored_bits
 
 Array = NDArray[Any]
 
-# From the smallest to the largest; the 4-bit types exist from iOS18 on.
 _INTEGERS = (("int4", -8, 7), ("uint4", 0, 15), ("int8", -128, 127), ("uint8", 0, 255))
+"""From the smallest to the largest; the 4-bit types exist from iOS18 on."""
 
 
 def is_at_least_ios18() -> bool:

@@ -15,8 +15,8 @@ from partitioner.graph.nodes import argument
 
 _ATEN = torch.ops.aten
 
-# Operation, arguments after the first, and keywords.
 Replacement = tuple[Any, tuple[Any, ...], dict[str, Any]]
+"""Operation, arguments after the first, and keywords."""
 
 
 class NotObviousError(Exception):
@@ -70,7 +70,6 @@ def _permuted(node: Node) -> Replacement:
     return _ATEN.permute.default, (order,), {}
 
 
-# Operations that may return a view of their input, and what they become. None: their input.
 VIEWS: Mapping[Any, Callable[[Node], Replacement | None]] = MappingProxyType(
     {
         _ATEN.reshape.default: _reshaped,
@@ -96,8 +95,8 @@ VIEWS: Mapping[Any, Callable[[Node], Replacement | None]] = MappingProxyType(
         _ATEN.lift_fresh_copy.default: lambda node: (_ATEN.clone.default, (), {}),
     }
 )
+"""Operations that may return a view of their input, and what they become. None: their input."""
 
-# Operators of Python, which the dialects of ExecuTorch and Core ML Tools know by their other names.
 RENAMED: Mapping[Any, Any] = MappingProxyType(
     {
         _ATEN.__and__.Tensor: _ATEN.bitwise_and.Tensor,
@@ -108,6 +107,7 @@ RENAMED: Mapping[Any, Any] = MappingProxyType(
         _ATEN.__xor__.Scalar: _ATEN.bitwise_xor.Scalar,
     }
 )
+"""Operators of Python, which the dialects of ExecuTorch and Core ML Tools know by their other names."""
 
 IGNORED = frozenset({_ATEN._assert_tensor_metadata.default})
 

@@ -202,7 +202,6 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
     }
 )
 
-# Positions of the operands that Core ML has as constants only.
 CONSTANT_OPERANDS: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {
         "torchao.dequantize_affine.default": (0, 2, 3),
@@ -215,6 +214,7 @@ CONSTANT_OPERANDS: Mapping[str, tuple[int, ...]] = MappingProxyType(
         "quantized_decomposed.dequantize_per_channel.default": (1, 2),
     }
 )
+"""Positions of the operands that Core ML has as constants only."""
 
 _KINDS: Mapping[Check, Kind] = MappingProxyType(
     {

@@ -118,8 +118,8 @@ RULES: Mapping[str, _Rule] = MappingProxyType(
 
 _NO_STATES = "To leave mutable buffers to ExecuTorch: CoreMLPartitioner(take_over_mutable_buffer=False)"
 
-# Operations that compute scales at run time, and the quantizers that take them.
 _DYNAMIC = ("choose_qparams", "_choose_qparams")
+"""Operations that compute scales at run time, and the quantizers that take them."""
 
 
 def find_requirements(

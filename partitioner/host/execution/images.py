@@ -8,8 +8,8 @@ import torch
 from partitioner.host.errors import InputError
 from partitioner.host.mil.model import Feature
 
-# Color layout -> PIL mode.
 _MODES = {"RGB": "RGB", "BGR": "RGB", "GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}
+"""Color layout -> PIL mode."""
 
 
 def from_image(feature: Feature, given: Any) -> Any:

@@ -23,8 +23,8 @@ from partitioner.host.execution.tracing import event_name
 from partitioner.host.loading import Program, load
 from partitioner.host.mil.model import Op
 
-# Programs of this many blob bytes in all stay loaded, so that running the same `.pte` again need not read it again.
 _KEPT_BLOB_BYTES = 64 << 20
+"""Programs of this many blob bytes in all stay loaded, so that running the same `.pte` again need not read it again."""
 
 
 class Argument(Protocol):
@@ -51,8 +51,8 @@ class Tracer(Protocol):
     def log_output(self, name: str, values: torch.Tensor) -> None: ...
 
 
-# Types that an ETDump cannot hold, and what holds their values.
 _LOGGED = {torch.int16: torch.int32, torch.float16: torch.float32}
+"""Types that an ETDump cannot hold, and what holds their values."""
 
 
 class _Events:

@@ -27,12 +27,12 @@ _REINSTALL = (
     "`pip install --force-reinstall --no-deps .`"
 )
 
-# A tensor, or None where the model returns None, which a caller knows better than a type.
 Output = torch.Tensor | Any
+"""A tensor, or None where the model returns None, which a caller knows better than a type."""
 
-# ExecuTorch's Python bindings redirect the process's standard streams during a call, which two threads must not do at
-# the same time.
 _RUNTIME_LOCK = threading.Lock()
+"""ExecuTorch's Python bindings redirect the process's standard streams during a call, which two threads must not do at
+the same time."""
 
 
 class HasBuffer(Protocol):

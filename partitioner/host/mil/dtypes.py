@@ -35,7 +35,6 @@ class DType:
         return self.name
 
 
-# Numbers: `DataType` in MIL.proto and `BlobDataType` of Core ML's weight file, both fixed for binary compatibility.
 _TABLE: tuple[DType, ...] = (
     DType("bool", 1, None, 8, torch.uint8, torch.bool),
     DType("string", 2, None, 8, torch.uint8, torch.uint8),
@@ -60,6 +59,7 @@ _TABLE: tuple[DType, ...] = (
     DType("fp8e4m3fn", 40, 16, 8, torch.float8_e4m3fn, torch.float32),
     DType("fp8e5m2", 41, 17, 8, torch.float8_e5m2, torch.float32),
 )
+"""Numbers: `DataType` in MIL.proto and `BlobDataType` of Core ML's weight file, both fixed for binary compatibility."""
 
 BY_NAME: dict[str, DType] = {dtype.name: dtype for dtype in _TABLE}
 BY_CODE: dict[int, DType] = {dtype.code: dtype for dtype in _TABLE}

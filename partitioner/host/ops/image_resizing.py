@@ -36,7 +36,6 @@ def _unalign_corners(size: float, count: int) -> torch.Tensor:
     return (_steps(count) + 0.5) * (size / count) - 0.5
 
 
-# Where the samples of a dimension of ``size`` pixels lie, as the operation ``resize_bilinear`` documents it.
 SAMPLING_MODES: dict[str, _Grid] = {
     "ALIGN_CORNERS": _align_corners,
     "DEFAULT": _default,
@@ -44,6 +43,7 @@ SAMPLING_MODES: dict[str, _Grid] = {
     "STRICT_ALIGN_CORNERS": _strict_align_corners,
     "UNALIGN_CORNERS": _unalign_corners,
 }
+"""Where the samples of a dimension of ``size`` pixels lie, as the operation ``resize_bilinear`` documents it."""
 
 
 def grid_points(size: float, count: int, sampling_mode: str) -> torch.Tensor:

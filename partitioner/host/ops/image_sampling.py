@@ -26,13 +26,13 @@ def _symmetric(position: torch.Tensor, size: int) -> torch.Tensor:
     return (torch.minimum(folded, 2 * size - folded) - 0.5).clamp(0, size - 1)
 
 
-# Which position inside the image stands for one outside.
 _FOLDS: dict[str, _Fold] = {
     "border": _border,
     "constant": lambda position, size: position,
     "reflection": _reflection,
     "symmetric": _symmetric,
 }
+"""Which position inside the image stands for one outside."""
 
 
 @register_op("resample")

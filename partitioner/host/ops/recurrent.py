@@ -15,7 +15,6 @@ def _hard_sigmoid(x: torch.Tensor) -> torch.Tensor:
     return torch.clamp(0.2 * x + 0.5, 0, 1)
 
 
-# With Core ML's default constants, which recurrent layers cannot change; a scaled tanh is then a plain one.
 _ACTIVATIONS: dict[str, _Activation] = {
     "hard_sigmoid": _hard_sigmoid,
     "linear": lambda x: x,
@@ -25,6 +24,7 @@ _ACTIVATIONS: dict[str, _Activation] = {
     "sigmoid_hard": _hard_sigmoid,
     "tanh": torch.tanh,
 }
+"""With Core ML's default constants, which recurrent layers cannot change; a scaled tanh is then a plain one."""
 
 
 @register_op("rnn")
