@@ -1,4 +1,4 @@
-"""Errors and warnings of `coreml_quantizer`: one base class, messages that name the thing and the remedy."""
+"""Errors, which share one base class, and warnings. Their messages name what is wrong and what to do about it."""
 
 import difflib
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ class QuantizerWarning(UserWarning):
 
 
 def near_matches(name: str, candidates: Iterable[str], limit: int = 3) -> str:
-    """Returns `" Did you mean 'a', 'b'?"`, or an empty string when nothing is close to `name`."""
+    """Returns `" Did you mean 'a', 'b'?"`, or an empty string if no candidate is close to `name`."""
     close = difflib.get_close_matches(name, sorted(set(candidates)), n=limit, cutoff=0.5)
     if not close:
         return ""

@@ -1,4 +1,4 @@
-"""`LinearQuantizer`: quantization-aware training under the interface of coremltools."""
+"""`LinearQuantizer`: quantization-aware training with the interface of coremltools."""
 
 import copy
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from coreml_quantizer.reporting import Report
 
 
 class LinearQuantizer:
-    """Trains a model with the rounding that the device will do.
+    """A quantizer that trains a model with the rounding that the device will do.
 
     Example:
         >>> quantizer = LinearQuantizer(model, config)
@@ -31,9 +31,9 @@ class LinearQuantizer:
         ...     quantizer.step()
         >>> model = quantizer.finalize(inplace=True)
 
-    The interface is that of `coremltools.optimize.torch.quantization.LinearQuantizer`, so that one import line changes.
-    The model is exported by torch.export instead of traced by torch.fx, so that transformers train too, and the result
-    lowers to ExecuTorch as well as through coremltools.
+    The interface is that of `coremltools.optimize.torch.quantization.LinearQuantizer`, so that a script changes only
+    one import line. The model is exported by torch.export instead of traced by torch.fx. Transformers therefore train
+    too, and the result can be lowered to ExecuTorch or converted by coremltools.
     """
 
     def __init__(self, model: nn.Module, config: object = None) -> None:
@@ -41,7 +41,7 @@ class LinearQuantizer:
 
         Args:
             model: Any module that torch.export can trace.
-            config: What `CoreMLQuantizer` takes; milestones and algorithm steer the training.
+            config: A configuration that `CoreMLQuantizer` takes; its milestones and algorithm control the training.
 
         Raises:
             ConfigError: The configuration cannot be honoured; the message lists every reason.
@@ -56,11 +56,11 @@ class LinearQuantizer:
 
         Args:
             example_inputs: One input, or a tuple of all positional inputs. Later batches may have another size.
-            inplace: Whether the parameters of the result are those of the model, so that an optimizer made before
-                trains them; otherwise they are copies and the model stays as it is.
+            inplace: Whether the result has the parameters of the model itself, so that an optimizer made before trains
+                them. Otherwise they are copies, and the model stays as it is.
 
         Raises:
-            ExportError: torch.export cannot trace the model; names the line.
+            ExportError: torch.export cannot trace the model; the message names the line.
             QuantizerError: The model is prepared already, or in half precision.
             ScopeError: The configuration names modules or types that the model does not have.
         """
@@ -81,7 +81,7 @@ class LinearQuantizer:
         return self._prepared
 
     def step(self) -> None:
-        """Takes one step of the milestones; without any, only lets the ranks of a process group agree.
+        """Takes one step of the milestones, if there are any, and makes all ranks of a process group agree on ranges.
 
         Raises:
             QuantizerError: There is no prepared model, or it was finalized in place.
@@ -94,12 +94,13 @@ class LinearQuantizer:
         """Returns the trained model with stored integer weights and quantize/dequantize operators, in eval mode.
 
         Args:
-            model: A copy of what `prepare` returned, such as one with averaged weights; by default that itself.
-            inplace: Whether the prepared model is used up; otherwise a copy of it is converted.
+            model: A copy of the model that `prepare` returned, such as one with averaged weights; None for that model.
+            inplace: Whether to convert the prepared model itself, which cannot be used afterwards; otherwise a copy of
+                it is converted.
 
         Raises:
             CalibrationError: Some tensor was never observed.
-            QuantizerError: There is no prepared model, it was finalized in place already, or `model` is no copy of it.
+            QuantizerError: There is no prepared model, it was finalized in place, or `model` is not a copy of it.
         """
         if model is None or self._prepared is None:
             model = self._require_prepared("finalize")
@@ -116,7 +117,7 @@ class LinearQuantizer:
         return converted
 
     def report(self) -> Report:
-        """Returns what was placed where, and why not where not.
+        """Returns a report on every operator: how it is quantized, or why it is not.
 
         Raises:
             QuantizerError: There is no prepared model, or it was finalized in place.
@@ -125,10 +126,10 @@ class LinearQuantizer:
 
     @contextmanager
     def calibration(self) -> Iterator[GraphModule]:
-        """In it the model runs in eval mode, ranges follow the values, and nothing is rounded.
+        """Keeps the model in eval mode, with observers on and rounding off, while the context is open.
 
         Yields:
-            The prepared model; afterwards everything is as it was before, but the ranges.
+            The prepared model. Afterwards everything except the ranges is as it was before.
 
         Raises:
             QuantizerError: There is no prepared model, or it was finalized in place.
@@ -139,10 +140,12 @@ class LinearQuantizer:
 
     @contextmanager
     def training(self) -> Iterator[GraphModule]:
-        """In it the model trains with ranges that follow and values that are rounded, whatever the milestones say.
+        """Keeps the model in training mode, with observers and rounding on, while the context is open.
+
+        The milestones have no effect in it.
 
         Yields:
-            The prepared model; afterwards mode and switches are as they were before.
+            The prepared model. Afterwards mode and switches are as they were before.
 
         Raises:
             QuantizerError: There is no prepared model, or it was finalized in place.
@@ -163,5 +166,8 @@ class LinearQuantizer:
 
 
 def _still_trains(model: object) -> bool:
-    """Whether `model` is a prepared graph that was not converted, which takes the calls and leaves the modules."""
+    """Returns whether `model` is a prepared graph that was not converted.
+
+    Conversion removes the calls of fake quantizers from the graph but leaves their modules, so the calls are checked.
+    """
     return isinstance(model, GraphModule) and any(node.target == FINISHER for node in model.graph.nodes)

@@ -1,7 +1,8 @@
 """Named configurations: functions that return a `QuantizerConfig`, which can be changed with `dataclasses.replace`.
 
-Deployment targets are the oldest at which the form can be lowered. What pays where is from the coremltools guide:
-"What's new" and "Overview" of Optimization, "Performance" of Linear Quantization and of Palettization.
+The deployment targets named here are the oldest to which the form can be lowered. The advice on which form suits which
+hardware is from the coremltools guide: "What's new" and "Overview" of Optimization, "Performance" of Linear
+Quantization and of Palettization.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,17 +13,18 @@ from coreml_quantizer.errors import ConfigError, near_matches
 
 
 def w8a8() -> QuantizerConfig:
-    """int8 weights per channel, uint8 activations per tensor: the default.
+    """Returns the default: int8 weights per channel, uint8 activations per tensor.
 
-    Target: iOS17, macOS14. Pays on the Neural Engine of A17 Pro, M4 and newer, which multiply int8 by int8; on older
-    ones activations cost a conversion at every layer and `w8` is the better choice. Needs calibration. Activations take
-    the affine scheme, because values that lean to one side would otherwise waste up to half of their 256 levels.
+    Target: iOS17, macOS14. It is faster on the Neural Engine of A17 Pro, M4 and newer, which multiply int8 by int8. On
+    older ones activations cost a conversion at every layer, and `w8` is the better choice. Needs calibration.
+    Activations take the affine scheme, because values that lean to one side would otherwise waste up to half of their
+    256 levels.
     """
     return QuantizerConfig(LayerConfig(WeightConfig("int8"), ActivationConfig("uint8", "affine", _ACTIVATIONS)))
 
 
 def w8a8_symmetric() -> QuantizerConfig:
-    """As `w8a8` with the symmetric scheme of coremltools' defaults; non-negative values are still affine.
+    """Returns `w8a8` with the symmetric scheme, which is coremltools' default; non-negative values are still affine.
 
     Target: iOS17, macOS14.
     """
@@ -30,47 +32,51 @@ def w8a8_symmetric() -> QuantizerConfig:
 
 
 def w8() -> QuantizerConfig:
-    """int8 weights per channel, activations in floating point; no calibration.
+    """Returns int8 weights per channel, activations in floating point; no calibration.
 
-    Target: iOS16, macOS13. Halves the size against float16 at almost no loss. Latency gains where reading weights is
-    the bottleneck, on the Neural Engine above all.
+    Target: iOS16, macOS13. The size is half of that in float16, at almost no loss. Latency improves if reading weights
+    is the bottleneck, most of all on the Neural Engine.
     """
     return _weight_only(WeightConfig("int8"))
 
 
 def w4() -> QuantizerConfig:
-    """int4 weights per channel, activations in floating point; no calibration.
+    """Returns int4 weights per channel, activations in floating point; no calibration.
 
-    Target: iOS18, macOS15. A quarter of the size of float16; one scale for a whole channel usually costs accuracy,
-    which `w4_block32` or training gives back.
+    Target: iOS18, macOS15. The size is a quarter of that in float16. One scale for a whole channel usually costs
+    accuracy, which `w4_block32` or training gives back.
     """
     return _weight_only(WeightConfig("int4", estimator=EstimatorConfig("mse")))
 
 
 def w4_block32() -> QuantizerConfig:
-    """int4 weights with a scale for every 32 inputs of a channel, activations in floating point; no calibration.
+    """Returns int4 weights with a scale for every 32 inputs of a channel, activations in floating point.
 
-    Target: iOS18, macOS15. For the GPU of a Mac, where the guide recommends blocks; the Neural Engine prefers tables
-    (`lut4`). A weight whose number of inputs is no multiple of 32 is quantized per channel.
+    Needs no calibration. Target: iOS18, macOS15. For the GPU of a Mac, for which the guide recommends blocks; the
+    Neural Engine prefers tables (`lut4`). A weight whose number of inputs is not a multiple of 32 is quantized per
+    channel.
     """
     return _weight_only(WeightConfig("int4", block_size=32, estimator=EstimatorConfig("mse")))
 
 
 def lut8() -> QuantizerConfig:
-    """Weights in a table of 256 values, activations in floating point; no calibration. Target: iOS16, macOS13."""
+    """Returns weights in a table of 256 values, activations in floating point; no calibration.
+
+    Target: iOS16, macOS13.
+    """
     return _weight_only(WeightConfig("lut8"))
 
 
 def lut6() -> QuantizerConfig:
-    """Weights in a table of 64 values, activations in floating point; no calibration.
+    """Returns weights in a table of 64 values, activations in floating point; no calibration.
 
-    Target: iOS16, macOS13. On the Neural Engine, usually the smallest form that is nearly free of loss.
+    Target: iOS16, macOS13. On the Neural Engine this is usually the smallest form that loses almost no accuracy.
     """
     return _weight_only(WeightConfig("lut6"))
 
 
 def lut4() -> QuantizerConfig:
-    """Weights in a table of 16 values, activations in floating point; no calibration.
+    """Returns weights in a table of 16 values, activations in floating point; no calibration.
 
     Target: iOS16, macOS13. For the Neural Engine, which expands tables while it reads weights.
     """
@@ -78,16 +84,16 @@ def lut4() -> QuantizerConfig:
 
 
 def lut4_group16() -> QuantizerConfig:
-    """Weights in tables of 16 values, one for every 16 output channels; no calibration.
+    """Returns weights in tables of 16 values, one for every 16 output channels; no calibration.
 
-    Target: iOS18, macOS15. As `lut4` with less loss and a little more size. A weight whose number of channels is no
-    multiple of 16 gets one table.
+    Target: iOS18, macOS15. It loses less accuracy than `lut4` and is a little larger. A weight whose number of channels
+    is not a multiple of 16 gets one table.
     """
     return _weight_only(WeightConfig("lut4", group_size=16))
 
 
 def lut2() -> QuantizerConfig:
-    """Weights in a table of 4 values, activations in floating point; without training rarely of use.
+    """Returns weights in a table of 4 values, activations in floating point; rarely useful without training.
 
     Target: iOS16, macOS13.
     """
@@ -109,7 +115,7 @@ def named(name: str) -> QuantizerConfig:
     """Returns the preset called `name`.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no preset of that name.
     """
     if name not in PRESETS:
         hint = near_matches(name, PRESETS) or " QuantizerConfig.from_yaml reads a file."

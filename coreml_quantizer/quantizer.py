@@ -40,7 +40,8 @@ class CoreMLQuantizer(Quantizer):
         >>> quantized = convert_pt2e(prepared)
 
     Constants that stay in floating point (biases, norm weights, scalar factors) are rounded to float16 in the graph, as
-    Core ML stores them, so that the converted graph predicts the device; the model it was exported from is untouched.
+    Core ML stores them, so that the converted graph predicts the results of the device. The model that was exported is
+    not changed.
 
     Weight-only configurations (`activation_dtype=torch.float32`) convert without any calibration sample.
 
@@ -66,9 +67,9 @@ class CoreMLQuantizer(Quantizer):
         self._training: Trainee | None = None
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Drops what no output needs, inlines gradient modes, rewrites lone batch norms and stochastic depth, in place.
+        """Removes nodes that no output needs, and rewrites gradient modes, lone batch norms and stochastic depth.
 
-        torchao calls it before `annotate`.
+        It changes the graph in place. Gradient modes are inlined. torchao calls it before `annotate`.
 
         Raises:
             QuantizerError: `model` is prepared or quantized already, or torchao has folded batch norms wrongly.
@@ -97,7 +98,7 @@ class CoreMLQuantizer(Quantizer):
         return model
 
     def validate(self, model: GraphModule) -> None:
-        """Does nothing: what the configuration cannot have is refused when it is read or matched."""
+        """Does nothing: the configuration is checked when it is read, and when it is matched to a model."""
 
     def prepare_obs_or_fq_callback(
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[Place, torch.nn.Module]
@@ -122,10 +123,10 @@ class CoreMLQuantizer(Quantizer):
     def step(self) -> None:
         """Takes one step of the milestones, and makes all ranks of a process group agree on every range.
 
-        Call it once after every optimizer step. The model prepared last is the one that is stepped.
+        Call it once after every optimizer step. It steps the model that was prepared last.
 
         Raises:
-            QuantizerError: No model was prepared by `prepare_qat_pt2e`, or it is gone.
+            QuantizerError: No model was prepared by `prepare_qat_pt2e`, or it does not exist any more.
             CalibrationError: A range is not finite.
         """
         if self._training is None:
@@ -136,16 +137,16 @@ class CoreMLQuantizer(Quantizer):
         self._training.step()
 
     def report(self, prepared: GraphModule) -> Report:
-        """Says what became of every operator of a prepared model, by which entry of the configuration, and why.
+        """Returns how every operator of a prepared model is quantized, by which entry of the configuration, and why.
 
         Args:
-            prepared: What `prepare_pt2e` returned with this quantizer, or with one of the same configuration.
+            prepared: The graph that `prepare_pt2e` returned with this quantizer, or with one of the same configuration.
 
         Returns:
             A report with `to_text()`, `to_json()` and `to_dict()`.
 
         Raises:
-            QuantizerError: `prepared` is not such a graph.
+            QuantizerError: `prepared` is not a prepared graph.
         """
         return make_report(prepared, self._policy)
 
@@ -159,7 +160,7 @@ class CoreMLQuantizer(Quantizer):
 def _for_training(
     observers: Mapping[Place, torch.nn.Module], weights: Container[Place]
 ) -> dict[Place, torch.nn.Module]:
-    """Replaces the estimators of activations that training does otherwise; what was shared still is."""
+    """Returns the observers, with those of activations replaced by the ones for training; shared ones stay shared."""
     trained = {
         id(observer): observer.for_training() if isinstance(observer, RangeObserver) else observer
         for place, observer in observers.items()

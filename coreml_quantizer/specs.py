@@ -1,4 +1,4 @@
-"""What a tensor and an operator become: frozen, hashable values, free of observers and of torchao."""
+"""Specs of how a tensor or an operator is quantized: frozen, hashable values that need no observers and no torchao."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -7,7 +7,7 @@ import torch
 
 
 class _Value:
-    """An immutable value: copying it would only cost time, and torchao copies the spec of every observer."""
+    """An immutable value whose copy is the value itself: torchao copies the specs of all observers, which is slow."""
 
     def __copy__(self) -> "_Value":
         return self
@@ -54,12 +54,12 @@ class LookupTable(_Value):
 
     @property
     def name(self) -> str:
-        """What configurations call it."""
+        """The name that configurations use."""
         return f"lut{self.bits}"
 
     @property
     def dtype(self) -> torch.dtype:
-        """Carries the indices."""
+        """The torch dtype that carries the indices."""
         return torch.uint8
 
     @property
@@ -77,7 +77,7 @@ Storage = IntegerStorage | LookupTable
 
 
 class Scheme(Enum):
-    """Where the zero point may lie."""
+    """A quantization scheme: symmetric fixes the zero point, affine derives it from the range."""
 
     SYMMETRIC = "symmetric"
     AFFINE = "affine"
@@ -97,9 +97,9 @@ class PerChannel(_Value):
 
 @dataclass(frozen=True)
 class PerBlock(_Value):
-    """One scale and zero point for each index of the channel axis and each `size` inputs it sums over.
+    """One scale and zero point for each block of `size` inputs, for each index of the channel axis.
 
-    Where `size` does not divide the number of inputs, the weight is quantized per channel instead.
+    If `size` does not divide the number of inputs, the weight is quantized per channel instead.
     """
 
     size: int
@@ -110,7 +110,7 @@ class PerBlock(_Value):
 class PerChannelGroup(_Value):
     """One scale and zero point, or one table, for each `size` neighbouring indices of the channel axis.
 
-    Where `size` does not divide the number of channels, the whole tensor is one group.
+    If `size` does not divide the number of channels, the whole tensor is one group.
     """
 
     size: int
@@ -122,7 +122,7 @@ Granularity = PerTensor | PerChannel | PerBlock | PerChannelGroup
 
 @dataclass(frozen=True)
 class RangeEstimator(_Value):
-    """How calibration turns observed values into a range.
+    """The estimator with which calibration turns observed values into a range.
 
     Attributes:
         name: A key of `estimators.ESTIMATORS`.
@@ -140,10 +140,10 @@ statistics are frozen; -1 for never."""
 
 @dataclass(frozen=True)
 class Training(_Value):
-    """How quantization-aware training treats a tensor; calibration ignores it.
+    """Settings of quantization-aware training for a tensor; calibration ignores them.
 
     Attributes:
-        milestones: When what is turned on and off; None for observing and quantizing all the time.
+        milestones: Steps at which observing and quantizing are turned on and off; None for both all the time.
         learnable: Whether the loss trains the scale, instead of an estimator following the values.
     """
 
@@ -153,7 +153,7 @@ class Training(_Value):
 
 @dataclass(frozen=True)
 class TensorSpec(_Value):
-    """How one tensor is quantized."""
+    """The quantization of one tensor."""
 
     storage: Storage
     scheme: Scheme = Scheme.SYMMETRIC
@@ -174,7 +174,7 @@ class TensorSpec(_Value):
 
 @dataclass(frozen=True)
 class FixedSpec(_Value):
-    """A tensor whose range is known from the operator that makes it, so that nothing is observed.
+    """A fixed scale and zero point for a tensor whose range is known from its operator, so that nothing is observed.
 
     `value = (quantized - zero_point) * scale`.
     """
@@ -191,7 +191,7 @@ class FixedSpec(_Value):
 
 @dataclass(frozen=True)
 class OpSpec(_Value):
-    """How one operator is quantized; `None` leaves that side in floating point."""
+    """The quantization of one operator; `None` for input, weight or output leaves it in floating point."""
 
     input: TensorSpec | None
     weight: TensorSpec | None

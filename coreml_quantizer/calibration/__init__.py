@@ -1,4 +1,4 @@
-"""Calibration: shows data to the observers of a prepared model."""
+"""Calibration: runs a prepared model on data, so that its observers find ranges."""
 
 from coreml_quantizer.calibration.loop import calibrate
 

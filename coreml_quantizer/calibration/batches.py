@@ -1,4 +1,4 @@
-"""What a loader gives, shown to a model."""
+"""Calls of a model with the batches that a loader gives."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from coreml_quantizer.errors import CalibrationError
 
 _MISFITS = (TypeError, AttributeError, AssertionError)
-"""What a graph raises when it is called with too many, too few, or other inputs than it was exported for."""
+"""Errors that a graph raises when it is called with too many, too few, or other inputs than it was exported for."""
 
 
 def run_batch(model: nn.Module, number: int, batch: Any, inputs: Callable[[Any], Any] | None) -> Any:
@@ -18,14 +18,14 @@ def run_batch(model: nn.Module, number: int, batch: Any, inputs: Callable[[Any],
 
     Args:
         model: A graph.
-        number: Which batch it is, for messages.
-        batch: A tensor, a tuple or list of positional inputs, or a dict of named ones; or anything that `inputs` makes
-            one of these.
+        number: Number of the batch, for messages.
+        batch: A tensor, a tuple or list of positional inputs, or a dict of named ones; or anything that `inputs` turns
+            into one of these.
         inputs: Takes a batch and returns what the model is called with; None for the batch itself.
 
     Raises:
         CalibrationError: An input is an empty tensor, the batch is not what the model takes, or an observer in the
-            model refuses what it is shown.
+            model refuses the values it sees.
     """
     given = inputs(batch) if inputs is not None else batch
     positional, named = _arguments(given)

@@ -1,4 +1,4 @@
-"""Calibration that was interrupted goes on where it stopped."""
+"""Checkpoints of calibration, from which an interrupted calibration goes on where it stopped."""
 
 import hashlib
 import io
@@ -30,25 +30,25 @@ def check_place(path: Path) -> None:
 
 
 def states_of(observers: Observers) -> dict[str, State]:
-    """Returns what all observers know."""
+    """Returns the statistics of all observers that calibration changes, by name."""
     return {name: observer.state() for name, observer in observers.items() if observer.observes}
 
 
 def restore(observers: Observers, states: dict[str, State]) -> None:
-    """Makes all observers know what `states_of` returned, and nothing else."""
+    """Replaces the statistics of all observers by those that `states_of` returned."""
     for name, state in states.items():
         observers[name].load_state(state)
 
 
 def save(path: Path, observers: Observers, buffers: Mapping[str, Tensor], batches: int, share: str) -> None:
-    """Writes what all observers know after `batches` batches: beside `path` first, then renamed.
+    """Writes the statistics of all observers after `batches` batches: to a file beside `path`, which is then renamed.
 
     Args:
         path: The file.
-        observers: All of a graph.
-        buffers: Those that the model writes, such as caches.
+        observers: All observers of a graph.
+        buffers: Buffers that the model writes, such as caches.
         batches: How many batches the model has seen.
-        share: Which of all batches those are.
+        share: Which share of all batches this process takes, in words.
     """
     saved = {
         "batches": batches,
@@ -66,10 +66,10 @@ def save(path: Path, observers: Observers, buffers: Mapping[str, Tensor], batche
 
 
 def load(path: Path, observers: Observers, buffers: Mapping[str, Tensor], share: str) -> int:
-    """Restores all observers and buffers and returns how many batches were seen; 0 when there is no file.
+    """Restores all observers and buffers and returns how many batches were seen; 0 if there is no file.
 
     Raises:
-        CalibrationError: The file is damaged, or is about another model, configuration or share of the batches.
+        CalibrationError: The file is damaged, or belongs to another model, configuration or share of the batches.
     """
     if not path.exists():
         return 0
@@ -113,5 +113,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def kinds_of(observers: Observers) -> dict[str, str]:
-    """Returns what every observer is and observes; statistics of others do not fit it."""
+    """Returns the class, the tensor and the spec of every observer; statistics fit only if all three are equal."""
     return {name: f"{type(o).__name__} {o.tensor_name} {o.spec}" for name, o in observers.items()}

@@ -1,4 +1,4 @@
-"""The calibration loop."""
+"""The calibration loop over the batches of a loader."""
 
 import itertools
 import os
@@ -33,26 +33,26 @@ def calibrate(
 ) -> int:
     """Runs a prepared model on representative data, so that its observers find the ranges of all activations.
 
-    Buffers that the model writes, such as caches, go on from batch to batch and end as they were.
+    Buffers that the model writes, such as caches, keep their values from batch to batch and are restored at the end.
 
-    When a `torch.distributed` process group is up, every process shows its own batches, and at the end all have the
-    same observers: for min_max, histogram, percentile and entropy exactly those of one process over all batches.
+    With a `torch.distributed` process group, every process runs its own batches, and at the end all have the same
+    statistics. For min_max, histogram, percentile and entropy, these are exactly those of one process over all batches.
 
     Args:
-        prepared: What `prepare_pt2e` returned.
+        prepared: The graph that `prepare_pt2e` returned.
         loader: Batches: a tensor, a tuple or list of positional inputs, or a dict of named ones. They are moved to the
             device of the model. Resuming expects the same batches in the same order.
-        max_batches: How many of them to take, in each process; None for all.
+        max_batches: How many batches each process takes from `loader`, before `shard` divides them; None for all.
         inputs: Takes a batch and returns what the model is called with, such as `lambda batch: batch[0]`.
         shard: Whether every process takes its share of `loader` (the first of two takes every other batch). Leave it
-            out where `loader` gives each process batches of its own already, such as with a DistributedSampler.
-        checkpoint: File to save progress in, and to resume from when it exists; removed when calibration is done. Other
-            processes than the first append their number to its name.
+            out if `loader` already gives each process different batches, for example with a DistributedSampler.
+        checkpoint: File to save progress in, and to resume from if it exists; removed when calibration is done. Every
+            process except the first appends its number to the name.
         checkpoint_every: Batches between two checkpoints.
         progress: Whether to show a bar on standard error, if that is a terminal.
 
     Returns:
-        How many batches were observed, over all processes, those before a resumption included.
+        How many batches all processes observed, including those before a resumption.
 
     Raises:
         CalibrationError: There are no batches, one is empty or is not what the model takes, the model makes
@@ -139,7 +139,10 @@ class _Loop:
 
 @contextmanager
 def _rewinding(buffers: Iterable[Tensor]) -> Iterator[None]:
-    """Gives the buffers that calls write, such as caches, back the values that the converted model is to start with."""
+    """Restores buffers that the model writes, such as caches, when the context ends.
+
+    The converted model starts with the restored values.
+    """
     before = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Calibration in several processes: every one ends with what one process would have seen."""
+"""Calibration in several processes: all end with the same statistics, merged from those of every process."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from coreml_quantizer.estimators.base import RangeObserver, State
 
 @dataclass(frozen=True)
 class _Contribution:
-    """What one process has to say after its last batch."""
+    """The data that one process sends to the others after its last batch."""
 
     batches: int
     error: str | None
@@ -27,20 +27,21 @@ def processes() -> int:
 
 
 def rank() -> int:
-    """Returns the number of this process among them."""
+    """Returns the number of this process among these; 0 without a process group."""
     return distributed.get_rank() if processes() > 1 else 0
 
 
 def merge(observers: Observers, batches: int, error: Exception | None) -> int:
-    """Merges observers of all processes and returns their batches together; each of them must call it.
+    """Merges the observers of all processes and returns their total number of batches; every process must call it.
 
     Args:
         observers: The same observers in every process.
         batches: How many batches this process saw.
-        error: What stopped this process. The others must not wait for it, so it comes here too.
+        error: The error that stopped this process, if any. Such a process calls this too, so that the others do not
+            wait for it.
 
     Raises:
-        CalibrationError: Some process failed, or is about another model; all raise.
+        CalibrationError: A process failed, or calibrates another model or configuration; every process raises it.
     """
     mine = _Contribution(batches, None if error is None else str(error), kinds_of(observers), _states(observers))
     everyone: list[_Contribution | None] = [None] * processes()
@@ -68,7 +69,7 @@ def _states(observers: Observers) -> dict[str, State]:
 
 
 def _contributed(observer: RangeObserver) -> State:
-    """What all had in common already, after an earlier merge, comes from the first process alone."""
+    """Returns the statistics to merge; after an earlier merge, only the first process includes the common ones."""
     state = _on_cpu(observer)
     return state if observer.common is None or not rank() else observer.since(state, observer.common)
 

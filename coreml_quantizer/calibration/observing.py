@@ -14,10 +14,10 @@ Observers = dict[str, RangeObserver]
 
 
 def observers_of(prepared: GraphModule) -> Observers:
-    """Returns all observers of `prepared`, those of weights too; none when its configuration quantizes nothing.
+    """Returns all observers of `prepared`, including those of weights; none if its configuration quantizes nothing.
 
     Raises:
-        CalibrationError: It was not prepared by this package, or is converted already.
+        CalibrationError: `prepared` was not prepared by this package, or is converted already.
     """
     found = find_observers(prepared)
     if not found and not _stays_float(prepared):
@@ -36,7 +36,7 @@ def _stays_float(prepared: nn.Module) -> bool:
 
 
 def find_observers(prepared: nn.Module) -> Observers:
-    """Returns the observers of any graph; none when it has none, or is no graph."""
+    """Returns the observers of any graph; an empty dict if it has none, or is not a graph."""
     found: Observers = {}
     for node in prepared.graph.nodes if isinstance(prepared, GraphModule) else ():
         if node.op == "call_module":
@@ -47,7 +47,7 @@ def find_observers(prepared: nn.Module) -> Observers:
 
 
 def name_modules(prepared: GraphModule) -> None:
-    """Tells every observer the module that makes what it observes, for its messages."""
+    """Sets the `module_name` of every observer to the module that makes its tensor, for messages."""
     for node in prepared.graph.nodes:
         if node.op == "call_module":
             module = prepared.get_submodule(str(node.target))
@@ -58,10 +58,11 @@ def name_modules(prepared: GraphModule) -> None:
 
 
 def check_finite(observers: Observers) -> None:
-    """Checks all ranges at once; what is wrong first in the graph is where it began.
+    """Checks all ranges at once.
 
     Raises:
-        CalibrationError: An observer saw not-a-number or infinite values.
+        CalibrationError: An observer saw not-a-number or infinite values. The message names the first in graph order,
+            because the values began there.
     """
     watching = [observer for observer in observers.values() if observer.observes]
     if not watching:

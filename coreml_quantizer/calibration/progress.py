@@ -1,4 +1,4 @@
-"""A progress bar where somebody can see it."""
+"""A progress bar, shown only on a terminal."""
 
 import sys
 from collections.abc import Iterable, Iterator

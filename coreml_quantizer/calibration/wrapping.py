@@ -1,4 +1,4 @@
-"""Turns an annotated graph into one that calibrates."""
+"""Insertion of observers into an annotated graph, which can then be calibrated."""
 
 from collections.abc import Mapping
 
@@ -22,8 +22,8 @@ def wrap_for_calibration(graph_module: GraphModule, observers: Mapping[Place, nn
 
     Args:
         graph_module: The annotated graph, changed in place.
-        observers: Observer of every annotated place; the same object at places that share.
-        placement: Which of the places are weights, and where new values arise.
+        observers: Observer of every annotated node or edge; those that share have the same object.
+        placement: Which of these are weights, and which have values that are new to their sharing group.
 
     Raises:
         QuantizerError: The model was exported in training mode.

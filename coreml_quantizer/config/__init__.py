@@ -1,4 +1,4 @@
-"""Configurations: each kind is read once into a `QuantizationPolicy`."""
+"""Configurations of the quantizer: each kind is read once into a `QuantizationPolicy`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _OWN_FIELDS = frozenset(field.name for field in dataclasses.fields(QuantizerConf
 
 
 def read_config(config: object) -> QuantizationPolicy:
-    """Reads and checks a configuration of any kind.
+    """Reads and checks a configuration of any kind, and returns its policy.
 
     Args:
         config: A `QuantizerConfig`, a coremltools `LinearQuantizerConfig`, or a dict of the fields of either.
@@ -42,7 +42,10 @@ def read_config(config: object) -> QuantizationPolicy:
 
 
 def _is_own(config: Mapping[str, object]) -> bool:
-    """Tells a dict of `QuantizerConfig` fields; one whose names are all misspelled by what they are nearest to."""
+    """Returns whether a dict has fields of `QuantizerConfig`.
+
+    If all names are misspelled, the fields that they are close to decide.
+    """
     if not _OWN_FIELDS.isdisjoint(config):
         return True
     names = [str(name) for name in config]

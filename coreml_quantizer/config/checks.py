@@ -1,4 +1,4 @@
-"""Checks of configuration fields. Each returns lines that continue the path of the field it is about."""
+"""Checks of configuration fields. Each returns lines on what is wrong, which continue the path of the checked field."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -7,14 +7,14 @@ from coreml_quantizer.errors import ConfigError, near_matches
 from coreml_quantizer.estimators.arguments import Argument
 
 Check = Callable[[Any], list[str]]
-"""Takes the value of a field and returns what is wrong with it; each line starts behind the name of the field."""
+"""A function from the value of a field to lines on what is wrong with it; each continues the name of the field."""
 
 
 _NO_FIELD = ("=", ":", " ")
 
 
 def problems(fields: Any, table: Mapping[str, Check]) -> list[str]:
-    """Checks a dict of fields against a table; unknown fields are problems too."""
+    """Returns what is wrong with a dict of fields, by a table of checks; unknown fields are problems too."""
     if not isinstance(fields, Mapping):
         return [f"={fields!r}: must be a dict with {_list(table)}."]
     found = []
@@ -28,7 +28,7 @@ def problems(fields: Any, table: Mapping[str, Check]) -> list[str]:
 
 
 def one_of(allowed: tuple[str, ...]) -> Check:
-    """One of a few strings."""
+    """Returns a check that a value is one of the `allowed` strings."""
 
     def check(value: Any) -> list[str]:
         if isinstance(value, str) and value in allowed:
@@ -39,7 +39,7 @@ def one_of(allowed: tuple[str, ...]) -> Check:
 
 
 def number(argument: Argument) -> Check:
-    """Returns a number in the interval that an estimator asks for."""
+    """Returns a check that a value is a number in the interval of an estimator's argument."""
 
     def check(value: Any) -> list[str]:
         problem = argument.problem(value)
@@ -49,13 +49,13 @@ def number(argument: Argument) -> Check:
 
 
 def positive(value: Any) -> list[str]:
-    """Returns an integer above zero."""
+    """Checks that `value` is an integer above zero."""
     fine = isinstance(value, int) and not isinstance(value, bool) and value > 0
     return [] if fine else [f"={value!r}: must be an integer above zero."]
 
 
 def wrong_types(config: object, table: Mapping[str, type]) -> list[str]:
-    """Fields of a dataclass that are neither None nor of their type."""
+    """Returns a line for each field of a dataclass that is neither None nor of its type in `table`."""
     return [
         f".{name}={value!r}: must be a {kind.__name__} or None; {kind.__name__}.from_dict reads a dict."
         for name, kind in table.items()
@@ -64,10 +64,10 @@ def wrong_types(config: object, table: Mapping[str, type]) -> list[str]:
 
 
 def refuse(found: Iterable[str], where: str = "The configuration") -> None:
-    """Raises when there are problems.
+    """Refuses a configuration in which problems were found.
 
     Raises:
-        ConfigError: Lists them all.
+        ConfigError: There are problems; the message lists them all.
     """
     # What is wrong with all of it has no field in front.
     lines = [f"configuration{line}" if line.startswith(_NO_FIELD) else line.lstrip(".") for line in found]

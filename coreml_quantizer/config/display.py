@@ -1,11 +1,14 @@
-"""Readable configurations."""
+"""A short representation of configurations."""
 
 from dataclasses import MISSING, fields
 from typing import Any
 
 
 class ShortRepr:
-    """Shows only the fields of a dataclass that differ from their defaults; evaluating it gives an equal object."""
+    """A `repr` with only those fields of a dataclass that differ from their defaults.
+
+    Evaluating it gives an equal object.
+    """
 
     def __repr__(self) -> str:
         shown = [

@@ -1,4 +1,4 @@
-"""Names of module types and operators, as configurations may write them and as graphs do."""
+"""Names of module types and operators: turns those in configurations into those in graphs."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,12 +37,12 @@ def op_key(key: object) -> str:
 
 
 def function_key(key: object) -> str | None:
-    """Returns the ATen name of a function or of the name of one, None for a class and for any other name."""
+    """Returns the ATen name of a function, given itself or by name; None for a class and for any other name."""
     return _aten_name(_look_up(key) if isinstance(key, str) else key)
 
 
 def same_keys(keys: Iterable[object], name: Callable[[Any], str]) -> Iterator[str]:
-    """Yields a line for every key that names what an earlier one names already, so that one of them would be lost."""
+    """Yields a line for every key that names the same as an earlier key, so that one of them would be lost."""
     seen: dict[str, object] = {}
     for key in keys:
         first = seen.setdefault(name(key), key)
@@ -64,7 +64,7 @@ def _aten_name(function: object) -> str | None:
 
 
 def _look_up(name: str) -> object:
-    """Returns what a dotted name stands for in the modules that are imported already; None when nothing."""
+    """Returns the object that a dotted name stands for in the modules imported so far; None if there is none."""
     # Graphs print their operators without "torch.ops.".
     name = f"torch.ops.{name}" if name.startswith("aten.") else name
     parts = name.split(".")

@@ -1,4 +1,4 @@
-"""What is wrong with a dict of the fields of a layer; each line starts with the field."""
+"""Checks of a dict of a layer's fields; each line that they return starts with the field."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -83,7 +83,7 @@ def weight_problems(fields: Any) -> list[str]:
 
 
 def _combination_problems(fields: Mapping[str, Any]) -> list[str]:
-    """What is wrong with values that are each allowed."""
+    """Returns what is wrong with a combination of values that are allowed one by one."""
     granularity = granularity_of(fields)
     table = _is_table(fields)
     found = []
@@ -116,7 +116,7 @@ def granularity_of(fields: Mapping[str, Any]) -> str:
 
 
 def _whole_only(fields: Mapping[str, Any], granularity: str) -> list[str]:
-    """Some estimators know one range for a whole tensor alone."""
+    """Returns a problem if the granularity needs several ranges and the estimator only finds one for a whole tensor."""
     name = _estimator_name(fields)
     if granularity in ("per_tensor", "activation") or ESTIMATORS[name].PER_CHANNEL:
         return []

@@ -1,4 +1,4 @@
-"""What a layer's weights and activations become, as a user writes it: the leaves of `QuantizerConfig`."""
+"""Configurations of a layer's weights and activations, as a user writes them: the leaves of `QuantizerConfig`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,8 +24,8 @@ class EstimatorConfig(ShortRepr):
     Attributes:
         name: "min_max", "moving_average", "histogram", "percentile", "entropy", "mse", or "automatic": min_max in
             calibration, and moving_average when activations are trained.
-        arguments: What it takes: `momentum` of moving_average, `percentile` of percentile, `steps` and `smallest` of
-            mse. A dict or YAML file gives them beside the name.
+        arguments: Its arguments by name: `momentum` of moving_average, `percentile` of percentile, `steps` and
+            `smallest` of mse. A dict or YAML file has them next to the name.
 
     Raises:
         ConfigError: There is no such estimator or argument, or a value is outside its interval.
@@ -46,21 +46,21 @@ class EstimatorConfig(ShortRepr):
         return cls(given.pop("name"), given)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `from_dict` reads."""
+        """Returns a dict that `from_dict` reads."""
         return {"name": self.name, **self.arguments}
 
 
 @dataclass(frozen=True, repr=False)
 class WeightConfig(ShortRepr):
-    """How weights are stored.
+    """The form in which weights are stored.
 
     Attributes:
         dtype: Integer type, or "lutN" for palettization with N-bit indices. int4, uint4, lut3, blocks and channel
             groups need iOS18.
         scheme: "symmetric" fixes the zero point; meaningless for a table.
         granularity: What shares one scale or table: "per_tensor", "per_channel", "per_block" or "per_channel_group".
-            Where nothing is said, it follows from `block_size` or `group_size`, and is else "per_channel" for integers
-            and "per_tensor" for tables.
+            If None, it follows from `block_size` or `group_size`; without these it is "per_channel" for integers and
+            "per_tensor" for tables.
         block_size: Inputs in a block; only for "per_block".
         group_size: Channels in a group; only for "per_channel_group".
         estimator: How the range is found; meaningless for a table.
@@ -83,22 +83,23 @@ class WeightConfig(ShortRepr):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "WeightConfig":
-        """Reads a dict of the attributes above; what is left out has its default."""
+        """Reads a dict of the attributes above; those that are left out have their defaults."""
         checks.refuse(weight_problems(fields))
         return cls(**_with_estimator(fields, "min_max"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `from_dict` reads."""
+        """Returns a dict that `from_dict` reads."""
         return _to_dict(self)
 
 
 @dataclass(frozen=True, repr=False)
 class ActivationConfig(ShortRepr):
-    """How activations are quantized: uint8 per tensor, the only form that Core ML computes with.
+    """The quantization of activations: uint8 per tensor, the only form that Core ML computes with.
 
     Attributes:
         dtype: "uint8".
-        scheme: Under "symmetric" non-negative values still take the affine scheme, as in coremltools.
+        scheme: "symmetric" or "affine". With "symmetric", non-negative values still take the affine scheme, as in
+            coremltools.
         estimator: How calibration finds the range.
 
     Raises:
@@ -115,23 +116,23 @@ class ActivationConfig(ShortRepr):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ActivationConfig":
-        """Reads a dict of the attributes above; what is left out has its default."""
+        """Reads a dict of the attributes above; those that are left out have their defaults."""
         checks.refuse(activation_problems(fields))
         return cls(**_with_estimator(fields, "automatic"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `from_dict` reads."""
+        """Returns a dict that `from_dict` reads."""
         return _to_dict(self)
 
 
 @dataclass(frozen=True, repr=False)
 class LayerConfig(ShortRepr):
-    """What one layer's weights and activations become; None leaves that side in floating point.
+    """The quantization of one layer's weights and activations; None leaves them in floating point.
 
     Attributes:
         weight: How weights are stored.
         activation: How inputs and outputs are quantized.
-        algorithm: "vanilla", or "learnable" for scales that the loss trains; only training looks at it.
+        algorithm: "vanilla", or "learnable" for scales that the loss trains; only training uses it.
         milestones: Steps at which training turns observers on, rounding on, observers off, and freezes batch-norm
             statistics, -1 for never; None for observing and rounding from the start.
 
@@ -152,7 +153,10 @@ class LayerConfig(ShortRepr):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LayerConfig":
-        """Reads the attributes, `weight` and `activation` each a dict or None; what is left out has its default."""
+        """Reads a dict of the attributes above, in which `weight` and `activation` are dicts or None.
+
+        Attributes that are left out have their defaults.
+        """
         checks.refuse(layer_problems(fields))
         readers: Mapping[str, Callable[[Any], Any]] = {
             "weight": WeightConfig.from_dict,
@@ -164,7 +168,7 @@ class LayerConfig(ShortRepr):
         return cls(**read)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `from_dict` reads."""
+        """Returns a dict that `from_dict` reads."""
         sides = {"weight": self.weight, "activation": self.activation}
         training = {} if self.algorithm == "vanilla" else {"algorithm": self.algorithm}
         if self.milestones is not None:

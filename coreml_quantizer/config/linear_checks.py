@@ -1,4 +1,4 @@
-"""Checks a dict before coremltools reads it, so that every problem is named with its field and what is allowed."""
+"""Checks of a dict before coremltools reads it: every problem is named with its field and the allowed values."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ _MODULE_FIELDS: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "milestones": (),
     }
 )
-"""Fields of a ModuleLinearQuantizerConfig and their values; nothing is listed where a function judges."""
+"""Fields of a ModuleLinearQuantizerConfig -> their allowed values; empty if a function checks the field."""
 
 _TOP_FIELDS = (
     "global_config",
@@ -35,11 +35,11 @@ _TOP_FIELDS = (
     "preserved_attributes",
 )
 FIELDS = frozenset({*_TOP_FIELDS, *_MODULE_FIELDS})
-"""Everything that has a name in a LinearQuantizerConfig."""
+"""The names of all fields of a LinearQuantizerConfig and of its modules."""
 
 
 def problems_of(config: Mapping[str, Any]) -> list[str]:
-    """Returns what is wrong with a dict of LinearQuantizerConfig fields, one line a problem."""
+    """Returns what is wrong with a dict of LinearQuantizerConfig fields, one line for each problem."""
     found = list(_unknown("configuration", config, _TOP_FIELDS))
     misplaced = [name for name in config if name in _MODULE_FIELDS]
     if misplaced:

@@ -1,4 +1,4 @@
-"""Checks the milestones of quantization-aware training."""
+"""A check of the milestones of quantization-aware training."""
 
 from collections.abc import Iterator
 from typing import Any

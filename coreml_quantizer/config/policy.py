@@ -1,4 +1,4 @@
-"""Which spec an operator gets, as every kind of configuration is read into."""
+"""The policy into which every kind of configuration is read: it tells which spec an operator gets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,13 +8,14 @@ from coreml_quantizer.specs import OpSpec
 
 @dataclass(frozen=True)
 class Scopes:
-    """Specs by what they hold for; `None` means: leave in floating point.
+    """Specs by module path, pattern, module type and operator; a spec of `None` means: leave in floating point.
 
     Attributes:
-        by_name: Module path to spec; holds for the module and all inside it, the innermost path wins.
-        by_pattern: Regular expression for a whole module path to spec; holds likewise, the first match wins.
-        by_type: Class name, full or bare, to spec; the innermost module of such a class wins.
-        by_op: Name of an ATen operator, such as "aten.add", to spec; in-place forms go by the same name.
+        by_name: Module path to spec; holds for the module and everything inside it; the innermost path wins.
+        by_pattern: Regular expression, which must match a whole module path, to spec; holds for the module and
+            everything inside it; the first match wins.
+        by_type: Class name, full or bare, to spec; the innermost module of a named class wins.
+        by_op: Name of an ATen operator, such as "aten.add", to spec; in-place forms have the same name.
     """
 
     by_name: Mapping[str, OpSpec | None] = field(default_factory=dict)
@@ -30,14 +31,16 @@ class QuantizationPolicy:
     Attributes:
         default: Spec of everything that no scope names; `None` leaves it in floating point.
         scopes: What overrides the default: name over pattern over type over operator.
-        skip: What is in floating point whatever the scopes say.
-        first_layer: "as_configured", "weight_only" or "float", for layers with weights that none precedes.
-        last_layer: The same, for layers with weights that none follows.
+        skip: What stays in floating point, even if the scopes give it a spec.
+        first_layer: "as_configured", "weight_only" or "float", for layers with weights that have no other such layer
+            before them.
+        last_layer: The same, for layers with weights that have no other such layer after them.
         quantizes_inputs: Whether values that enter the model are quantized where they are read.
-        quantizes_outputs: Whether values that leave the model were quantized.
+        quantizes_outputs: Whether values that leave the model are quantized.
         fixes_known_ranges: Whether outputs whose range is known, such as a sigmoid's, take coremltools' fixed
-            parameters; they are observed otherwise.
-        fields: What the configuration calls names, patterns, types and operators, for messages.
+            parameters; otherwise they are observed.
+        fields: The configuration's own names of its fields for module paths, patterns, types and operators, for
+            messages.
     """
 
     default: OpSpec | None

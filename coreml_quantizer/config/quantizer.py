@@ -1,4 +1,4 @@
-"""`QuantizerConfig`: everything that can be said about what becomes of a model."""
+"""`QuantizerConfig`: the whole configuration of how a model is quantized."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -25,10 +25,10 @@ Layers = Mapping[str, LayerConfig | None]
 
 @dataclass(frozen=True, repr=False)
 class Skip(ShortRepr):
-    """What is left in floating point, whatever else the configuration says about it.
+    """Modules and operators that stay in floating point, even if the configuration also names them elsewhere.
 
     Attributes:
-        modules: Module paths; each with everything inside.
+        modules: Module paths; each includes everything inside the module.
         patterns: Regular expressions that match a whole module path.
         types: Module types.
         ops: Operators.
@@ -48,30 +48,32 @@ class Skip(ShortRepr):
 
 @dataclass(frozen=True, repr=False)
 class QuantizerConfig(ShortRepr):
-    """What becomes of every layer of a model; the same fields in Python, in a dict, and in YAML.
+    """The quantization of every layer of a model; the fields are the same in Python, in a dict, and in YAML.
 
     Precedence: skip, then modules, patterns, types, ops, default; then `first_layer` and `last_layer`, and `inputs` and
     `outputs`, which can only leave more in floating point. Within modules the innermost path wins, within patterns the
     first that matches, within types the innermost module. `None` for a layer leaves it in floating point.
 
     Attributes:
-        default: All that nothing below names.
-        modules: By path, such as "encoder.layer.0"; holds for everything inside.
-        patterns: By regular expression, which must match a whole module path; holds for everything inside.
-        types: By class: the class itself, its full name ("torch.nn.Linear") or its bare name ("Linear"). Subclasses
-            are types of their own, as in coremltools.
-        ops: By ATen operator ("aten.add"), or by function ("torch.add" or `torch.add` itself).
-        skip: What is left in floating point.
-        first_layer: Layers with weights that no other such layer precedes: "as_configured", "weight_only" or "float".
-        last_layer: Layers with weights that no other such layer follows; the same values.
+        default: Layer for everything that no field below names.
+        modules: Layers by module path, such as "encoder.layer.0"; each holds for everything inside.
+        patterns: Layers by regular expression, which must match a whole module path; each holds for everything inside.
+        types: Layers by class: the class itself, its full name ("torch.nn.Linear") or its bare name ("Linear"). A
+            subclass is another type, as in coremltools.
+        ops: Layers by ATen operator ("aten.add"), or by function ("torch.add" or `torch.add` itself).
+        skip: Modules and operators that stay in floating point.
+        first_layer: How layers with weights that have no other such layer before them are quantized: "as_configured",
+            "weight_only" or "float".
+        last_layer: The same for layers with weights that have no other such layer after them.
         inputs: Whether values that enter the model are quantized where they are read: "quantized" or "float".
-        outputs: Whether values that leave the model were quantized: "quantized" or "float".
-        known_ranges: How outputs of sigmoid, hardsigmoid, softmax and tanh are quantized: "observed", with the range
-            that calibration finds, whose steps are finer wherever values do not fill [0, 1] or [-1, 1]; or "fixed",
-            with coremltools' parameters for the whole interval, which need no observing and clip nothing unseen.
+        outputs: Whether values that leave the model are quantized: "quantized" or "float".
+        known_ranges: How outputs of sigmoid, hardsigmoid, softmax and tanh are quantized. "observed" takes the range
+            that calibration finds; its steps are finer if the values do not fill [0, 1] or [-1, 1]. "fixed" takes
+            coremltools' parameters for the whole interval; they need no observing, and do not clip values that
+            calibration did not see.
 
     Raises:
-        ConfigError: Lists everything that is wrong.
+        ConfigError: Something is wrong; the message lists everything.
     """
 
     default: LayerConfig | None = field(default_factory=LayerConfig)
@@ -97,7 +99,8 @@ class QuantizerConfig(ShortRepr):
         """Reads a dict of the attributes above, in which every layer is a dict or None.
 
         Raises:
-            ConfigError: Lists everything that is wrong, each with its path, what is allowed, and near matches.
+            ConfigError: Something is wrong; the message lists everything, each with its path, what is allowed, and
+                near matches.
         """
         checks.refuse(_problems(config, layer=_layer_dict, skip=_skip_problems))
         read: dict[str, Any] = dict(config)
@@ -109,7 +112,7 @@ class QuantizerConfig(ShortRepr):
         return cls(**read)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `from_dict` reads, made of dicts, lists, strings, numbers and None."""
+        """Returns a dict that `from_dict` reads, made of dicts, lists, strings, numbers and None."""
         written: dict[str, Any] = {"default": _write_layer(self.default)}
         for name in _SCOPES:
             written[name] = {key: _write_layer(layer) for key, layer in getattr(self, name).items()}
@@ -118,10 +121,12 @@ class QuantizerConfig(ShortRepr):
 
     @classmethod
     def from_yaml(cls, source: str | Path) -> "QuantizerConfig":
-        """Reads YAML: a path, or the text itself when it has a line break or a colon and names no file.
+        """Reads YAML from a path, or from the text itself.
+
+        A string is taken as text if it has a line break or a colon before a space, or ends with a colon.
 
         Raises:
-            ConfigError: It is no YAML, or not such a configuration.
+            ConfigError: The text is not YAML, or not a valid configuration.
         """
         text = _text_of(source)
         try:
@@ -139,7 +144,7 @@ class QuantizerConfig(ShortRepr):
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML would keep the last."""
+    """A YAML loader that refuses a key that a mapping has twice; YAML would keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Builds a dict."""
@@ -165,7 +170,7 @@ _KEYS: Mapping[str, Callable[[Any], str]] = MappingProxyType(
 
 
 def _key_problem(scope: str, key: Any) -> str | None:
-    """Returns what is wrong with the key of a layer, None when nothing is."""
+    """Returns what is wrong with the key of a layer, None if nothing is."""
     if scope == "patterns" and isinstance(key, str):
         try:
             re.compile(key)

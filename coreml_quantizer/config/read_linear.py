@@ -1,4 +1,4 @@
-"""Reads coremltools' `LinearQuantizerConfig` into a `QuantizationPolicy`."""
+"""The reader of coremltools' `LinearQuantizerConfig`, which turns it into a `QuantizationPolicy`."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ _STORAGE: Mapping[tuple[torch.dtype | str, int], IntegerStorage | None] = Mappin
         **{(torch.float32, bits): None for bits in (4, 8, 32)},
     }
 )
-"""coremltools' (dtype, bits) to storage; it reads the string "qint4" as torch.qint8 with 4 bits."""
+"""coremltools' (dtype, bits) -> storage; coremltools reads the string "qint4" as torch.qint8 with 4 bits."""
 
 _ESTIMATORS: Mapping[str, RangeEstimator] = MappingProxyType(
     {
@@ -50,7 +50,7 @@ _ESTIMATORS: Mapping[str, RangeEstimator] = MappingProxyType(
 )
 
 _NO_EFFECT = ("non_traceable_module_names", "preserved_attributes")
-"""Fields that steer torch.fx tracing: a graph from torch.export is traced already."""
+"""Fields that only control torch.fx tracing; a graph from torch.export is traced already."""
 
 _ALL_FLOAT = (
     "Nothing will be quantized: global_config is None, which leaves all that no entry names in floating point, and so "
@@ -65,7 +65,8 @@ def read_linear_quantizer_config(config: object) -> QuantizationPolicy:
         config: A `LinearQuantizerConfig`, or a dict that `LinearQuantizerConfig.from_dict` takes.
 
     Raises:
-        ConfigError: Not such a configuration, or fields whose values cannot be honoured; all of them are listed.
+        ConfigError: It is not such a configuration, or the values of some fields cannot be honoured; the message lists
+            all of them.
     """
     linear = _as_linear_config(config)
     problems = [problem for where, module in _modules(linear) for problem in _problems(where, module)]
@@ -118,7 +119,10 @@ def _as_linear_config(config: object) -> LinearQuantizerConfig:
 
 
 def _from_dict(config: dict[str, Any]) -> LinearQuantizerConfig:
-    """As coremltools' own, which takes objects for modules only under module_type_configs."""
+    """Reads a dict as coremltools' `from_dict` does, but takes objects for modules in every field.
+
+    coremltools takes them only under module_type_configs.
+    """
 
     def read(module: Any) -> Any:
         return ModuleLinearQuantizerConfig.from_dict(module) if isinstance(module, dict) else module
@@ -149,7 +153,7 @@ def _modules(config: LinearQuantizerConfig) -> Iterator[tuple[str, Any]]:
 
 
 def _problems(where: str, module: Any) -> Iterator[str]:
-    """Fields that were set after construction are not checked by coremltools."""
+    """Yields what is wrong with one module: coremltools does not check fields that were set after construction."""
     if module is None:
         return
     if not isinstance(module, ModuleLinearQuantizerConfig):

@@ -1,4 +1,4 @@
-"""Reads `QuantizerConfig` into a `QuantizationPolicy`."""
+"""The reader of `QuantizerConfig`, which turns it into a `QuantizationPolicy`."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Range estimators: what turns the values of a tensor into the range that its scale covers."""
+"""Range estimators: observers that turn the values of a tensor into the range that its scale covers."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -23,7 +23,7 @@ ESTIMATORS: Mapping[str, type[RangeObserver]] = MappingProxyType(
         "mse": MseObserver,
     }
 )
-"""Range estimators by the name that `RangeEstimator.name` and configurations give."""
+"""Range estimators by the name that `RangeEstimator.name` and configurations use."""
 
 __all__ = [
     "ESTIMATORS",

@@ -1,4 +1,4 @@
-"""What the constructor of a range estimator may be given, so that configurations are checked before any graph."""
+"""Arguments of the range estimators and their intervals, so that configurations are checked before there is a graph."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ class Argument:
     """A number and the interval it must lie in.
 
     Attributes:
-        default: Its value where a configuration says nothing.
-        low: Smallest value; excluded when `open_low`.
+        default: Its value if a configuration gives none.
+        low: Smallest value; excluded if `open_low`.
         high: Largest value.
         open_low: Whether `low` itself is refused.
         whole: Whether it must be an integer.
@@ -22,7 +22,7 @@ class Argument:
     whole: bool = False
 
     def problem(self, value: object) -> str | None:
-        """Returns what is wrong with `value`, None when nothing is."""
+        """Returns what is wrong with `value`, None if nothing is."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             above = value > self.low if self.open_low else value >= self.low
             if above and value <= self.high and (not self.whole or value == int(value)):

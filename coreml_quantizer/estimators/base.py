@@ -1,4 +1,4 @@
-"""The base of all range estimators: torchao observers that tell a range from the values they are shown."""
+"""The base of all range estimators: torchao observers that find a range from the values they see."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from coreml_quantizer.process.lifecycle import refuse_export
 from coreml_quantizer.specs import IntegerStorage, PerChannel, Scheme, TensorSpec
 
 State = dict[str, Tensor]
-"""What an observer has seen: its buffers by name."""
+"""The statistics of an observer: its buffers by name."""
 
 _QSCHEMES = MappingProxyType(
     {
@@ -34,16 +34,16 @@ def qscheme_of(spec: TensorSpec) -> torch.qscheme:
 
 
 class RangeObserver(ObserverBase):
-    """Base of the estimators. A child keeps its statistics in buffers and says how to update, read and merge them.
+    """Base class of the estimators. A subclass keeps its statistics in buffers, and updates, reads and merges them.
 
     Attributes:
-        ARGUMENTS: What its constructor takes beside the spec, by name; configurations are checked against it.
+        ARGUMENTS: Arguments of its constructor besides the spec, by name; configurations are checked against them.
         PER_CHANNEL: Whether it can estimate a range for every channel.
         tensor_name: Graph name of the observed tensor, for messages.
-        module_name: Path of the module that makes it; "" for the model itself and for what no module makes.
+        module_name: Path of the module that makes it; "" for the model itself, and for a tensor that no module makes.
         min_val: Running minimum, float32, shape `()` or `(channels,)`.
         max_val: Running maximum, same shape.
-        common: Statistics that all processes had after the last time they merged theirs; None before.
+        common: Statistics that all processes had after their last merge; None before.
     """
 
     ARGUMENTS: ClassVar[Mapping[str, Argument]] = MappingProxyType({})
@@ -54,7 +54,7 @@ class RangeObserver(ObserverBase):
     max_val: Tensor
 
     def __init__(self, spec: TensorSpec, **_: Any) -> None:
-        """Creates an observer for `spec`; torchao passes the fields of its own spec again, which say the same."""
+        """Creates an observer for `spec`; torchao passes the fields of its own spec, which have the same values."""
         super().__init__(dtype=spec.storage.dtype)
         self.spec = spec
         self.qscheme = qscheme_of(spec)
@@ -74,7 +74,7 @@ class RangeObserver(ObserverBase):
 
     @property
     def constant(self) -> bool:
-        """Whether this observer watches a weight, which it reads once, when the scale is asked for."""
+        """Whether this observer watches a weight, which it reads only when the scale is computed."""
         return bool(self._weight)
 
     @property
@@ -85,7 +85,7 @@ class RangeObserver(ObserverBase):
 
     @property
     def observes(self) -> bool:
-        """Whether calibration changes what this observer knows."""
+        """Whether calibration changes the statistics of this observer."""
         return self._observes and not self._weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class RangeObserver(ObserverBase):
         return twin
 
     def watch_weight(self, weight: Tensor) -> None:
-        """Makes `weight` what this observer gets its range from, so that it needs no calibration sample.
+        """Ties this observer to `weight`, from which it gets its range without any calibration sample.
 
         A weight does not change while a model is calibrated: it is read once, at conversion.
         """
@@ -144,7 +144,7 @@ class RangeObserver(ObserverBase):
         return scale.reshape(-1), zero_point.reshape(-1)
 
     def estimate(self) -> tuple[Tensor, Tensor]:
-        """Returns the smallest and the largest value to be represented, float32, shape `()` or `(channels,)`.
+        """Returns the smallest and the largest value to represent, float32, shape `()` or `(channels,)`.
 
         Raises:
             CalibrationError: Nothing was observed, or not-a-number or infinite values were.
@@ -154,11 +154,11 @@ class RangeObserver(ObserverBase):
         return self._estimate()
 
     def for_training(self) -> "RangeObserver":
-        """Returns the estimator that training an activation uses in place of this one."""
+        """Returns the estimator that replaces this one when an activation is trained."""
         return self
 
     def running_range(self) -> tuple[Tensor, Tensor]:
-        """Returns what `estimate` returns, without looking whether it is finite: nothing waits for the device."""
+        """Returns what `estimate` returns, without the check that it is finite: nothing waits for the device."""
         return self._estimate()
 
     def reset(self) -> None:
@@ -168,7 +168,7 @@ class RangeObserver(ObserverBase):
         self.max_val = torch.full_like(self.max_val, -torch.inf)
 
     def state(self) -> State:
-        """Returns the statistics, detached from the observer."""
+        """Returns a copy of the statistics."""
         return {name: value.clone() for name, value in self.named_buffers(recurse=False)}
 
     def load_state(self, state: State) -> None:
@@ -177,7 +177,7 @@ class RangeObserver(ObserverBase):
             setattr(self, name, value.to(getattr(self, name).device, copy=True))
 
     def merge(self, states: Sequence[State]) -> State:
-        """Returns the statistics over everything that observers with `states` saw, in that order.
+        """Returns the statistics of all values that the observers of `states` saw, in that order.
 
         Args:
             states: At least one, each of an observer that saw something.
@@ -185,10 +185,10 @@ class RangeObserver(ObserverBase):
         raise NotImplementedError
 
     def since(self, state: State, common: State) -> State:
-        """Returns the statistics `state` without those that all processes had in `common` at the last merge.
+        """Returns the statistics `state` without `common`, which all processes had after the last merge.
 
-        Extremes need no such care, for their union is the same however often one of them is in it; and a moving average
-        goes on from what is common.
+        Extremes need no subtraction: merging the same extremes twice changes nothing. A moving average goes on from the
+        common value.
         """
         return state
 
@@ -204,7 +204,7 @@ class RangeObserver(ObserverBase):
         return self.min_val, self.max_val
 
     def why_no_range(self) -> str:
-        """Returns why no range can be told, as a message that names the tensor."""
+        """Returns a message that names the tensor and says why it has no range."""
         if self.constant:
             return f"The weight '{self.tensor_name}' is empty, or contains not-a-number or infinite values."
         name = f"'{self.tensor_name}'" + (f" in module '{self.module_name}'" if self.module_name else "")
@@ -220,7 +220,7 @@ class RangeObserver(ObserverBase):
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Accepts statistics of another shape: an observer that saw nothing yet knows no channels."""
+        """Accepts statistics of another shape: an observer that saw nothing does not know the number of channels."""
         for name, value in self.named_buffers(recurse=False):
             saved = state_dict.get(prefix + name)
             if saved is not None:
@@ -232,7 +232,10 @@ class RangeObserver(ObserverBase):
 
 
 def extremes(x: Tensor, ch_axis: int) -> tuple[Tensor, Tensor]:
-    """Returns minimum and maximum of `x`, per index of `ch_axis` or (-1) of all of it; not-a-number propagates."""
+    """Returns minimum and maximum of `x` for each index of `ch_axis`, or over all of `x` if that is -1.
+
+    Not-a-number propagates.
+    """
     if ch_axis < 0:
         return torch.aminmax(x)
     low, high = torch.aminmax(channels_first(x, ch_axis), dim=1)
@@ -240,5 +243,5 @@ def extremes(x: Tensor, ch_axis: int) -> tuple[Tensor, Tensor]:
 
 
 def channels_first(x: Tensor, ch_axis: int) -> Tensor:
-    """Returns `x` as (channels, rest); with `ch_axis` -1 as (1, all)."""
+    """Returns `x` in shape (channels, rest), or (1, all) if `ch_axis` is -1."""
     return x.reshape(1, -1) if ch_axis < 0 else x.transpose(0, ch_axis).flatten(1)

@@ -1,4 +1,4 @@
-"""Histograms whose content does not depend on the order in which values came, nor on who counted them."""
+"""Histograms that do not depend on the order of the values, nor on which process counted them."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from coreml_quantizer.specs import TensorSpec
 _SIDE_BITS = 11
 _BINS_A_SIDE = 2**_SIDE_BITS
 _UNSET = -200
-"""Exponent of the bin width before anything but zeros was seen; smaller than float32 can ask for."""
+"""Exponent of the bin width before a value other than zero was seen; smaller than any that a float32 value needs."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Histogram:
 
 
 class BinnedObserver(RangeObserver):
-    """Counts values in 4096 bins `[i * 2**e, (i + 1) * 2**e)` and lets a child choose the range from them.
+    """An observer that counts values in 4096 bins `[i * 2**e, (i + 1) * 2**e)`; a subclass chooses the range from them.
 
-    The exponent grows when a value does not fit, which merges pairs of bins. The counts are therefore those that the
-    final bins would have got from the start, in any order of batches, and histograms of shards add up exactly.
+    The exponent grows when a value does not fit, which merges pairs of bins. The counts are therefore the same as if
+    the final bins had been used from the start, in any order of batches, and histograms of shards add up exactly.
     torchao's HistogramObserver interpolates old counts into new bins instead, and takes about five times as long.
 
     Attributes:
@@ -61,7 +61,7 @@ class BinnedObserver(RangeObserver):
 
     @abstractmethod
     def choose(self, histogram: Histogram) -> tuple[float, float]:
-        """Returns the range to represent, within the values counted."""
+        """Returns the range to represent, which lies within the counted values."""
 
     def reset(self) -> None:
         """Forgets everything observed."""
@@ -70,7 +70,7 @@ class BinnedObserver(RangeObserver):
         self.exponent = torch.full_like(self.exponent, _UNSET)
 
     def histogram(self) -> Histogram:
-        """Returns what was counted so far."""
+        """Returns the histogram of the values counted so far."""
         occupied = self.counts.nonzero().flatten()
         first, last = int(occupied[0]), int(occupied[-1])
         width = 2.0 ** int(self.exponent)
@@ -79,7 +79,7 @@ class BinnedObserver(RangeObserver):
         return Histogram(left, counts, width, float(self.min_val), float(self.max_val))
 
     def merge(self, states: Sequence[State]) -> State:
-        """Adds the histograms: the same as one observer over the union."""
+        """Adds the histograms: the result is that of one observer that saw all values."""
         exponent = torch.stack([state["exponent"] for state in states]).amax(0)
         counts = [_merge_bins(state["counts"], int(exponent - state["exponent"])) for state in states]
         return {
@@ -90,7 +90,7 @@ class BinnedObserver(RangeObserver):
         }
 
     def since(self, state: State, common: State) -> State:
-        """Subtracts the counts."""
+        """Subtracts the common counts."""
         before = _merge_bins(common["counts"], int(state["exponent"] - common["exponent"]))
         return {**state, "counts": state["counts"] - before}
 

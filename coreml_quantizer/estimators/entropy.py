@@ -1,4 +1,4 @@
-"""Least loss of information, as Kullback-Leibler divergence."""
+"""The range estimator with the least loss of information, measured as Kullback-Leibler divergence."""
 
 import torch
 from torch import Tensor
@@ -6,16 +6,16 @@ from torch import Tensor
 from coreml_quantizer.estimators.binned import BinnedObserver, Histogram
 
 _LEVELS = 128
-"""Magnitudes that eight bits tell apart. Source: Migacz 2017, as are all rules below."""
+"""Number of magnitudes that eight bits represent. Source: Migacz 2017, as for all rules below."""
 
 _STRIDE = 8
-"""Bins between two thresholds that are tried."""
+"""Number of bins from one tried threshold to the next."""
 
 
 class EntropyObserver(BinnedObserver):
-    """Clips magnitudes at the threshold whose 128-level histogram diverges least from the full one.
+    """An observer that clips magnitudes at the threshold whose 128-level histogram diverges least from the full one.
 
-    What lies beyond the threshold counts as lying at it. Source: Migacz 2017, "8-bit Inference with TensorRT".
+    Values beyond the threshold are counted at the threshold. Source: Migacz 2017, "8-bit Inference with TensorRT".
     """
 
     def choose(self, histogram: Histogram) -> tuple[float, float]:
@@ -31,11 +31,11 @@ class EntropyObserver(BinnedObserver):
 
 
 def divergence(magnitudes: Tensor, bins: int) -> Tensor:
-    """Returns the divergence of the clipped histogram from its version in 128 levels, in nats.
+    """Returns the divergence between the clipped histogram and its version in 128 levels, in nats.
 
     Args:
         magnitudes: Counts by magnitude, float64, one-dimensional.
-        bins: How many of them lie below the threshold.
+        bins: Number of these counts that lie below the threshold.
     """
     inside = magnitudes[:bins]
     clipped = inside.clone()
@@ -53,7 +53,7 @@ def divergence(magnitudes: Tensor, bins: int) -> Tensor:
 
 
 def _fold(histogram: Histogram) -> Tensor:
-    """Counts by magnitude; exact zeros, which cost nothing, count as much as what is next to them."""
+    """Returns the counts by magnitude; the first bin counts at most as the second, because exact zeros cost nothing."""
     magnitude = (histogram.left / histogram.width).long()
     magnitude = torch.where(magnitude < 0, -magnitude - 1, magnitude)
     folded = torch.zeros(int(magnitude.max()) + 1, dtype=torch.float64).scatter_add_(0, magnitude, histogram.counts)

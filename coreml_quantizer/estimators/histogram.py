@@ -1,4 +1,4 @@
-"""Least expected squared error over a histogram."""
+"""The range estimator with the least expected squared error over a histogram."""
 
 import torch
 from torch import Tensor
@@ -14,16 +14,16 @@ _ROUNDING_NOISE = 1.0 / 12.0
 
 
 class HistogramObserver(BinnedObserver):
-    """The range with the least mean squared error over all values seen.
+    """An observer that finds the range with the least mean squared error over all values seen.
 
-    Both ends are searched under the affine scheme, one magnitude under the symmetric one. The search starts with a
-    model: values inside the range cost `step**2 / 12`, values outside their squared distance to it, and those around
-    zero nothing, because zero is always represented. It ends with the error of every bin's centre near the model's
-    optimum. Source of the model: Bennett 1948, "Spectra of quantized signals".
+    It searches both ends with the affine scheme, and one magnitude with the symmetric scheme. The search starts with a
+    model: a value inside the range costs `step**2 / 12`, a value outside costs its squared distance to the range, and a
+    value around zero costs nothing, because zero is always represented. It ends near the model's optimum, with the
+    error of every bin's centre. Source of the model: Bennett 1948, "Spectra of quantized signals".
     """
 
     def choose(self, histogram: Histogram) -> tuple[float, float]:
-        """Searches with the model, then among its neighbours with the errors themselves."""
+        """Searches with the model, then near its optimum with the errors themselves."""
         symmetric = self.spec.scheme is Scheme.SYMMETRIC
         steps = self.quant_max - self.quant_min
         widest = (min(histogram.low, 0.0), max(histogram.high, 0.0))
@@ -36,7 +36,7 @@ class HistogramObserver(BinnedObserver):
 
 
 class _Cost:
-    """Expected squared error of any range, in constant time through sums over the histogram."""
+    """The expected squared error of any range, computed in constant time from running sums over the histogram."""
 
     def __init__(self, histogram: Histogram, steps: int, symmetric: bool) -> None:
         self._symmetric = symmetric
@@ -48,7 +48,7 @@ class _Cost:
         self._sums = tuple(_running(counts * center**power) for power in range(3))
 
     def __call__(self, low: Tensor, high: Tensor) -> Tensor:
-        """Returns the cost of ranges from `low` to `high`, which broadcast; symmetric ones are told by `high`."""
+        """Returns the cost of ranges from `low` to `high`, which broadcast; symmetric ones need only `high`."""
         low = (-high if self._symmetric else low) + torch.zeros_like(high)
         high = high + torch.zeros_like(low)
         first, last = self._position(low), self._position(high)
@@ -79,7 +79,7 @@ def _at(running: Tensor, position: Tensor) -> Tensor:
 
 
 def _search(cost: _Cost, low: float, high: float) -> tuple[float, float]:
-    """Returns the cheapest ends in [low, 0] and [0, high]: a coarse grid, then finer ones around its best."""
+    """Returns the ends in [low, 0] and [0, high] with the least cost: a coarse grid, then finer ones near its best."""
     lows, highs = _grid(low, 0.0), _grid(0.0, high)
     best = (low, high)
     for _ in range(_REFINEMENTS):
@@ -101,7 +101,7 @@ def _around(grid: Tensor, index: int) -> Tensor:
 
 
 def _near(end: float, limit: float) -> Tensor:
-    """Ends around the model's best, from half to one and a half of it, inside of what was seen."""
+    """Returns ends around the model's best one, from 0.5 to 1.5 times it, within the values seen."""
     if end == 0.0:
         return torch.zeros(1, dtype=torch.float64)
     tried = torch.linspace(0.5, 1.5, _NEIGHBOURS, dtype=torch.float64) * end
@@ -109,7 +109,7 @@ def _near(end: float, limit: float) -> Tensor:
 
 
 def _least_error(histogram: Histogram, steps: int, symmetric: bool, lows: Tensor, highs: Tensor) -> tuple[float, float]:
-    """Returns the pair of `lows` and `highs` that quantizes the centres of all bins best."""
+    """Returns the pair from `lows` and `highs` that quantizes the centres of all bins with the least squared error."""
     centers = histogram.left + histogram.width / 2
     best, least = (float(lows[0]), float(highs[-1])), torch.inf
     for low in lows.tolist():

@@ -1,4 +1,4 @@
-"""Minimum and maximum over all of calibration."""
+"""The range estimator by minimum and maximum over all of calibration."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from coreml_quantizer.estimators.base import RangeObserver, State
 
 
 class MinMaxObserver(RangeObserver):
-    """The smallest and the largest value seen in all of calibration."""
+    """An observer of the smallest and the largest value in all of calibration."""
 
     def update_range(self, low: Tensor, high: Tensor) -> None:
         self.min_val = torch.minimum(self.min_val, low)
         self.max_val = torch.maximum(self.max_val, high)
 
     def merge(self, states: Sequence[State]) -> State:
-        """Returns the extremes of all: the same as one observer over the union."""
+        """Returns the extremes of all states: the result is that of one observer that saw all values."""
         return {
             "min_val": torch.stack([state["min_val"] for state in states]).amin(0),
             "max_val": torch.stack([state["max_val"] for state in states]).amax(0),

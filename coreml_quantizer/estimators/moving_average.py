@@ -1,4 +1,4 @@
-"""Moving average of the extremes of each batch."""
+"""The range estimator by a moving average of each batch's minimum and maximum."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from coreml_quantizer.specs import TensorSpec
 
 
 class MovingAverageObserver(RangeObserver):
-    """Exponential moving average of each batch's minimum and maximum; the first batch sets both.
+    """An observer of the exponential moving average of each batch's minimum and maximum; the first batch sets both.
 
     `value += momentum * (batch value - value)`, as in torch.nn.BatchNorm2d. Source: Jacob et al. 2018, section 3.1.
     """
@@ -33,5 +33,5 @@ class MovingAverageObserver(RangeObserver):
         self.max_val = torch.where(unset, high, torch.lerp(self.max_val, high, self.momentum))
 
     def merge(self, states: Sequence[State]) -> State:
-        """The mean of the averages: a moving average depends on the order of batches, which shards do not have."""
+        """Returns the mean of the averages: a moving average depends on the order of batches, which shards lack."""
         return {name: torch.stack([state[name] for state in states]).mean(0) for name in ("min_val", "max_val")}

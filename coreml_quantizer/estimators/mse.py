@@ -1,4 +1,4 @@
-"""Least squared error, by trying ranges on the values themselves."""
+"""The range estimator with the least squared error, found by trying ranges on the values themselves."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -13,16 +13,16 @@ from coreml_quantizer.estimators.qparams import choose_qparams
 from coreml_quantizer.specs import TensorSpec
 
 _MOST_VALUES = 2**16
-"""Values of an activation that are looked at per batch, evenly spaced; a weight is looked at completely."""
+"""An activation with more values than this in a batch is sampled at even distances; a weight is used completely."""
 
 _SUMMED = ("low_sum", "high_sum", "batches")
 
 
 class MseObserver(RangeObserver):
-    """Shrinks each batch's range by the factor with the least squared error, and averages over batches.
+    """An observer that shrinks each batch's range by the factor with the least squared error, averaged over batches.
 
-    Factors are evenly spaced from `smallest` to 1. The error is that of quantizing with the very scale and zero point
-    that the range gives, so it is right for few bits too. A weight is one batch. Source: Banner et al. 2019 for
+    Factors are evenly spaced from `smallest` to 1. The error is that of quantizing with exactly the scale and zero
+    point that the range gives, so it is right for few bits too. A weight is one batch. Source: Banner et al. 2019 for
     clipping by mean squared error; the grid search as in Nagel et al. 2021, section 3.1.
     """
 
@@ -60,7 +60,7 @@ class MseObserver(RangeObserver):
         }
 
     def since(self, state: State, common: State) -> State:
-        """Subtracts the sums."""
+        """Subtracts the common sums."""
         return {**state, **{name: state[name] - common[name] for name in _SUMMED}}
 
     def _observe(self, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Percentiles: leaves a share of the values on each side to be clipped."""
+"""The range estimator by percentiles: a share of the values on each side is clipped."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,10 +16,11 @@ _DEFAULT = 99.99
 
 
 class PercentileObserver(BinnedObserver):
-    """The range from the `100 - percentile`-th to the `percentile`-th percentile of all values seen.
+    """An observer of the range from the `100 - percentile`-th to the `percentile`-th percentile of all values seen.
 
-    Activations are counted in bins, which place a percentile to within one bin: 2**-10 of the largest value or better.
-    Weights are sorted, exactly. Source: Wu et al. 2020, "Integer Quantization for Deep Learning Inference", section 4.
+    Activations are counted in bins, so a percentile is exact to one bin: 2**-10 of the largest value or better. Weights
+    are sorted, so theirs is exact. Source: Wu et al. 2020, "Integer Quantization for Deep Learning Inference", section
+    4.
     """
 
     ARGUMENTS: ClassVar[Mapping[str, Argument]] = MappingProxyType({"percentile": Argument(_DEFAULT, 50.0, 100.0)})
@@ -65,7 +66,10 @@ def _quantile(histogram: Histogram, share: float) -> float:
 
 
 def _between(rows: Tensor, rank: float) -> Tensor:
-    """The value at a fractional rank of each row, interpolated between its neighbours; torch.quantile has a limit."""
+    """Returns the value at a fractional rank of each row, interpolated between its neighbours.
+
+    torch.quantile has a limit on the number of values.
+    """
     lower = int(rank)
     upper = min(lower + 1, rows.shape[1] - 1)
     ordered = rows.sort(1).values

@@ -1,4 +1,4 @@
-"""Scale and zero point from a range: one function, used by every observer."""
+"""Computation of scale and zero point from a range, the same for every observer."""
 
 import numpy as np
 import torch
@@ -7,18 +7,21 @@ from torch import Tensor
 from coreml_quantizer.specs import IntegerStorage, Scheme
 
 SMALLEST_HALF_SCALE = 2.0**-20
-"""Below this, neighbouring float16 numbers differ by more than 6 %: such a scale stays in float32."""
+"""The smallest scale that is rounded to float16.
+
+Below it, neighbouring float16 numbers differ by more than 6 %, and a scale stays in float32.
+"""
 
 SMALLEST_SCALE = 2.0**-120
-"""Keeps the reciprocal of a scale finite in float32."""
+"""The smallest scale: it keeps the reciprocal of a scale finite in float32."""
 
 
 def round_up_to_half(scale: Tensor) -> Tensor:
     """Returns the smallest float16 numbers not below `scale`, as float32.
 
-    A Core ML program computes in float16, so a scale that float16 cannot represent is rounded on the device and then
-    disagrees with the graph that was evaluated in PyTorch: values near a rounding boundary land one step apart.
-    Choosing the scale among float16 numbers makes both use the same grid. Rounding up never clips the range.
+    A Core ML program computes in float16. A scale that float16 cannot represent is rounded on the device, and then
+    differs from the scale in PyTorch's graph: values near a rounding boundary are rounded to different steps. With a
+    float16 scale, both use the same quantization grid. Rounding up never clips the range.
 
     Args:
         scale: Positive float32 scales of any shape. Those below 2**-20 or above 65504 are returned unchanged.
@@ -35,8 +38,8 @@ def choose_qparams(minimum: Tensor, maximum: Tensor, storage: IntegerStorage, sc
 
     The range is widened to contain zero, so that zero is represented exactly. Symmetric: `scale = max|x| /
     ((quant_max - quant_min) / 2)`; affine: `scale = (max - min) / (quant_max - quant_min)`. A range that is exactly
-    zero gets scale 1. There is no lower limit on the scale other than float32's own, so tiny ranges keep their
-    resolution. Source: Jacob et al. 2018, section 2.1, and coremltools' LinearQuantizer for the symmetric scale.
+    zero gets scale 1. The only lower limit on the scale is `SMALLEST_SCALE`, so tiny ranges keep their resolution.
+    Source: Jacob et al. 2018, section 2.1, and coremltools' LinearQuantizer for the symmetric scale.
     """
     low = minimum.to(torch.float32).clamp(max=0.0)
     high = maximum.to(torch.float32).clamp(min=0.0)
@@ -57,8 +60,8 @@ def choose_qparams_on_cpu(
 ) -> tuple[Tensor, Tensor]:
     """Returns what `choose_qparams` returns, bit for bit, for tensors on a CPU and at a fraction of its overhead.
 
-    Training asks for the grid of every tensor at every step, where twenty calls of torch on a handful of values cost
-    more than rounding the tensor itself.
+    Training computes scale and zero point of every tensor at every step. There, twenty calls of torch on a few values
+    cost more than rounding the tensor itself.
     """
     low = np.minimum(minimum.numpy(), _ZERO)
     high = np.maximum(maximum.numpy(), _ZERO)

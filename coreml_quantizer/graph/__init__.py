@@ -1,1 +1,1 @@
-"""Questions about fx graphs, and rewritings of them before annotation."""
+"""Analyses of FX graphs, and rewrites of them before annotation."""

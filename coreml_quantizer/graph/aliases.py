@@ -1,6 +1,6 @@
-"""Gives operators that have several names in PyTorch one name, so that every table needs them once.
+"""One name for each operator that has several names in PyTorch, so that every table needs it only once.
 
-`torch.concat` is `torch.cat`, but in an exported graph it is an operator of its own.
+For example, `torch.concat` is `torch.cat`, but an exported graph has a separate operator for it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,7 @@ _SAME = (
     (aten.special_erf, aten.erf),
     (aten.fix, aten.trunc),
 )
-"""An operator and the one that does the same, for real numbers."""
+"""Pairs (alias, operator) that compute the same for real numbers."""
 
 _RENAMED = {
     aten.special_softmax.default: aten.softmax.int,
@@ -66,7 +66,7 @@ def _names(packet: torch._ops.OpOverloadPacket) -> set[str]:
 
 
 ALIASES: Mapping[torch._ops.OpOverload, torch._ops.OpOverload] = MappingProxyType(dict(_overloads()))
-"""Overloads that take the same arguments."""
+"""Overload of an alias -> the overload of its operator, which takes the same arguments."""
 
 
 def _is_complex(node: Node) -> bool:
@@ -75,7 +75,7 @@ def _is_complex(node: Node) -> bool:
 
 
 def resolve_aliases(graph_module: GraphModule) -> None:
-    """Calls each operator by the name that the rules know it by, in place."""
+    """Replaces each alias by the operator that the rules know, in place."""
     renamed = [node for node in graph_module.graph.nodes if node.target in ALIASES and not _is_complex(node)]
     for node in renamed:
         node.target = ALIASES[node.target]

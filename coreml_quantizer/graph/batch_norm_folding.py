@@ -1,7 +1,7 @@
-"""Folds batch norms into the convolutions and linear layers before them, in time linear in the number of nodes.
+"""Folding of batch norms into the convolutions and linear layers before them, in time linear in the number of nodes.
 
-torchao's `prepare_pt2e` folds them too, before any quantizer is asked. It walks over the whole graph after each pair,
-and it also folds a layer whose output something else reads, which then gets values that were never meant for it.
+torchao's `prepare_pt2e` folds them too, before it calls any quantizer. But it walks over the whole graph after each
+pair. It also folds into a layer whose output is read by other nodes, which then get wrong values.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ _WEIGHT, _BIAS, _MEAN = 1, 2, 3
 def fold_batch_norms(graph_module: GraphModule) -> GraphModule:
     """Folds the batch norms of an exported graph in eval mode into the layers before them.
 
-    Call it before `prepare_pt2e` for very deep models, and for models in which something beside the batch norm reads
+    Call it before `prepare_pt2e` for very deep models, and for models in which other nodes besides the batch norm read
     the output of its convolution. Batch norms that no layer can absorb become a multiplication and an addition. Do not
     call it before `prepare_qat_pt2e`: there batch norms are trained.
 
@@ -33,7 +33,7 @@ def fold_batch_norms(graph_module: GraphModule) -> GraphModule:
         >>> prepared = prepare_pt2e(fold_batch_norms(exported.module()), CoreMLQuantizer())
 
     Args:
-        graph_module: What `torch.export.export(...).module()` returned, changed in place.
+        graph_module: The graph that `torch.export.export(...).module()` returned, changed in place.
 
     Returns:
         The same graph.
@@ -92,7 +92,7 @@ def _fold(graph_module: GraphModule, layer: Node, batch_norm: Node, uses: Counte
 
 
 def _example(alike: Any, value: Tensor, layer: Node) -> Tensor:
-    """The example value for a constant: that of another one where that fits, because making one takes longer."""
+    """Returns an example value for a constant: that of `alike` if it fits, because making a new one takes longer."""
     known = alike.meta.get("val")
     if isinstance(known, Tensor) and known.shape == value.shape and known.dtype == layer.meta["val"].dtype:
         return known

@@ -1,8 +1,8 @@
-"""Replaces what a model computes from constants alone by the result.
+"""Constant folding: replaces computations on constants alone by their results.
 
-Rotary tables, relative position biases, a learned temperature: conversion to Core ML computes them once in float32, and
-stores the result in float16. Folded here, the result is rounded in the graph as well, and both compute with the same
-numbers.
+Examples are rotary tables, relative position biases and a learned temperature. Conversion to Core ML computes them once
+in float32 and stores the result in float16. If it is folded here, the result is rounded in the graph as well, and both
+compute with the same numbers.
 """
 
 from collections.abc import Container
@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from coreml_quantizer.graph.values import evaluate, find_constants, find_feeding, find_written_values
 
 _LARGEST = 2**20
-"""Elements of a result that is stored; Core ML Tools leaves the computation of larger ones to the device too."""
+"""The most elements that a stored result may have; Core ML Tools too lets the device compute larger ones."""
 
 _PREFIX = "_folded_constant"
 
@@ -22,8 +22,8 @@ _PREFIX = "_folded_constant"
 def fold_constants(graph_module: GraphModule, keep: Container[Node] = ()) -> None:
     """Stores the results of computations on constants as buffers, in place.
 
-    Views of constants are left: they are exact, and storing them would only copy. What goes into a kept node alone is
-    left too.
+    Views of constants stay: they are exact, and storing them would only copy. Nodes that are only read by kept nodes
+    stay too.
 
     Args:
         graph_module: An exported graph.
@@ -55,7 +55,7 @@ def _is_view(node: Node) -> bool:
 
 
 def _writes(node: Node) -> bool:
-    """Returns whether it writes in place, which would change a stored value at every call of the model."""
+    """Returns whether `node` writes in place, which would change a stored value at every call of the model."""
     schema = getattr(node.target, "_schema", None)
     aliases = (argument.alias_info for argument in schema.arguments) if schema is not None else ()
     return any(alias is not None and alias.is_write for alias in aliases)
@@ -75,10 +75,10 @@ def _store(graph_module: GraphModule, node: Node, name: str) -> None:
 
 
 def _erase_unread(node: Node, keep: Container[Node]) -> None:
-    """Removes what nothing reads any more of the computation of a constant.
+    """Removes the nodes that computed a constant and that nothing reads any more.
 
-    Elimination of dead code would respect what writes in place, and would take parts of the model that the output never
-    needed, whose weights have observers.
+    Dead code elimination does not fit here: it keeps nodes that write in place, and it removes parts of the model that
+    the output never needed, whose weights have observers.
     """
     waiting = [node]
     while waiting:

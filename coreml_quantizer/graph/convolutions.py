@@ -1,4 +1,4 @@
-"""Convolutions and linear layers as operators: where their weights have output channels, and their groups."""
+"""Operators of convolutions and linear layers: the output-channel axis of their weights, and their groups."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -25,15 +25,16 @@ CONVOLUTIONS: Mapping[Any, int] = MappingProxyType(
 """Convolutions -> the axis of the output channels of their weight."""
 
 LAYERS: Mapping[Any, int] = MappingProxyType({**CONVOLUTIONS, aten.linear.default: 0})
-"""Operators that can absorb the batch norm behind them -> the axis of the output channels of their weight."""
+"""Operators that can absorb the batch norm after them -> the axis of the output channels of their weight."""
 
 _TRANSPOSED_GROUPS = 6
 
 
 def transposed_groups(node: Node) -> int:
-    """Returns the groups of a transposed convolution, whose output channels lie on axis 0, by group, and on axis 1.
+    """Returns the number of groups of a transposed convolution.
 
-    Every other layer has all of its output channels on one axis, and counts as one group.
+    The output channels of its weight lie on two axes: axis 0 holds the groups, axis 1 the channels of a group. Every
+    other layer has all of its output channels on one axis, and counts as one group.
     """
     if CONVOLUTIONS.get(node.target) != 1 or len(node.args) <= _TRANSPOSED_GROUPS:
         return 1

@@ -1,7 +1,7 @@
-"""Inlines the graphs that `torch.no_grad()` and switched-off `torch.autocast` leave behind in an exported graph.
+"""Inlining of the subgraphs that `torch.no_grad()` and disabled `torch.autocast` leave in an exported graph.
 
-Such a context becomes an operator with a graph of its own, which quantization does not enter. At inference it changes
-nothing.
+Each of these contexts becomes an operator with a subgraph, which quantization does not enter. At inference the context
+changes nothing.
 """
 
 import operator
@@ -13,11 +13,11 @@ _NO_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _AUTOCAST_ENABLED = 2
 _GRAPH_AT: dict[object, int] = {_NO_GRAD: 1, _AUTOCAST: 4}
-"""Where the graph stands among the arguments; what follows it are the arguments of the graph."""
+"""Operator -> the position of the subgraph among its arguments; the arguments of the subgraph follow it."""
 
 
 def inline_contexts(graph_module: GraphModule) -> None:
-    """Inlines gradient modes and disabled autocasts, those inside of them too, in place."""
+    """Inlines gradient modes and disabled autocasts, including nested ones, in place."""
     changed = False
     while wrapped := [node for node in graph_module.graph.nodes if _is_context(node)]:
         for node in wrapped:

@@ -1,8 +1,8 @@
-"""Makes a multiplication and an addition of every batch norm that folds into nothing.
+"""Rewriting of batch norms that fold into no layer: each becomes a multiplication and an addition.
 
-In eval mode a batch norm is an affine map with constants. As such it is quantized as one block with the activation
-behind it, and torchao's conversion does not take it for a batch norm of quantization-aware training, for which it would
-trace 96 patterns (10 s to 30 s).
+In eval mode a batch norm is an affine map with constants. Written as a multiplication and an addition, it is quantized
+as one block with the activation after it. torchao's conversion then does not mistake it for a batch norm of
+quantization-aware training, for which it would trace 96 patterns (10 s to 30 s).
 """
 
 from collections.abc import Container
@@ -33,9 +33,9 @@ _PREFIX = "lone_batch_norm"
 
 
 def rewrite_lone_batch_norms(graph_module: GraphModule) -> None:
-    """Rewrites the batch norms of an exported graph that are in eval mode, in place; to run it, recompile it.
+    """Rewrites the batch norms of an exported graph that are in eval mode, in place; recompile the graph to run it.
 
-    Batch norms that train, or whose statistics or parameters are computed or written by the model, are left.
+    A batch norm stays if it trains, or if the model computes or writes its statistics or parameters.
 
     Args:
         graph_module: An exported graph in which convolutions have absorbed their batch norms.
@@ -59,7 +59,10 @@ def is_affine(node: Node, constants: Container[Node]) -> bool:
 
 
 def _torchao_folds(node: Node) -> bool:
-    """Calibration never shows us such a batch norm: it is one that is going to train."""
+    """Returns whether torchao folds a batch norm into the layer before it.
+
+    Before calibration, torchao has folded these already: one that is still there is going to be trained.
+    """
     layer = node.args[0]
     if not isinstance(layer, Node):
         return True
@@ -70,14 +73,17 @@ def _torchao_folds(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class _Affine:
-    """`x * scale + shift`, both of shape (channels, 1, ...) so that they broadcast over (batch, channels, ...)."""
+    """The affine map `x * scale + shift`.
+
+    Both constants have shape (channels, 1, ...), so that they broadcast over (batch, channels, ...).
+    """
 
     scale: Tensor
     shift: Tensor
 
 
 def scale_and_shift(graph_module: GraphModule, node: Node) -> tuple[Tensor, Tensor]:
-    """Returns what a batch norm with constants multiplies by and adds, float64, shape (channels,)."""
+    """Returns the factor and the addend of a batch norm with constants, both float64, shape (channels,)."""
 
     def constant(index: int, default: float, like: Tensor | None = None) -> Tensor:
         source = node.args[index]
@@ -94,7 +100,7 @@ def scale_and_shift(graph_module: GraphModule, node: Node) -> tuple[Tensor, Tens
 
 
 def _affine_of(graph_module: GraphModule, node: Node, rank: int, dtype: torch.dtype) -> _Affine:
-    """Computes the constants in float64, so that they are exact up to one rounding."""
+    """Returns the affine map of a batch norm; its constants are computed in float64, so they are rounded only once."""
     scale, shift = scale_and_shift(graph_module, node)
     shape = (-1, *(1 for _ in range(rank - 2)))
     return _Affine(scale.to(dtype).reshape(shape), shift.to(dtype).reshape(shape))

@@ -1,4 +1,4 @@
-"""Which operators do something else in training, and the argument that says so."""
+"""Operators that compute something else in training, and the arguments that tell them the mode."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class ModeArgument:
-    """How an operator is told that the model trains.
+    """The argument that tells an operator whether the model trains.
 
     Attributes:
-        name: The argument, as the schema of the operator has it.
+        name: Name of the argument in the operator's schema.
         evaluating: Its value in evaluation.
-        condition: Argument without which, or with zero for which, training and evaluation are the same.
+        condition: Another argument: if it is missing or zero, training and evaluation are the same. None if the mode
+            always makes a difference.
     """
 
     name: str
@@ -29,7 +30,7 @@ class ModeArgument:
 
 
 DROPOUTS = (aten.dropout, aten.dropout_, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout)
-"""All take (input, probability, whether to drop)."""
+"""Dropout operators; all take (input, probability, whether to drop)."""
 _RECURRENT = (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
 
 MODE_ARGUMENTS: Mapping[Any, ModeArgument] = MappingProxyType(
@@ -46,7 +47,7 @@ MODE_ARGUMENTS: Mapping[Any, ModeArgument] = MappingProxyType(
 
 
 def trains(node: Node) -> bool:
-    """Returns whether `node` calls an operator in training mode, and that makes a difference."""
+    """Returns whether `node` calls an operator in training mode, and the mode makes a difference."""
     rule = MODE_ARGUMENTS.get(packet_of(node))
     if rule is None:
         return False

@@ -1,4 +1,4 @@
-"""Questions about the nodes of an exported graph: which operator one calls, and in which modules it was made."""
+"""Facts about a node of an exported graph: which operator it calls, and in which modules it was made."""
 
 from torch.fx import Node
 
@@ -7,7 +7,7 @@ ModuleEntry = tuple[str, str]
 
 
 def packet_of(node: Node) -> object:
-    """Returns the ATen operator that a node calls, the same for all of its overloads, or what else it calls."""
+    """Returns the ATen operator that a node calls, the same for all of its overloads, or any other target."""
     return getattr(node.target, "overloadpacket", node.target)
 
 

@@ -1,8 +1,9 @@
-"""Convolutions that are called several times, each time with a batch norm behind them, which torchao folds wrongly.
+"""A check for convolutions that are called several times, each time with a batch norm after them.
 
-torchao's `prepare_pt2e` folds the first of the batch norms into the weight that all calls share and drops the others,
-and where the convolution has no bias, it sets the one that the folding gave it to zero again. A quantizer is asked
-after that, and can only tell from what is left: a bias named after the weight, and batch norms that nothing reads.
+torchao folds these batch norms wrongly. Its `prepare_pt2e` folds the first of them into the weight that all calls
+share, and drops the others. If the convolution has no bias, folding gives it one, and torchao sets that to zero again.
+torchao calls the quantizer only afterwards. The quantizer then sees only what is left: a bias named after the weight,
+and batch norms that nothing reads.
 """
 
 import warnings
@@ -22,13 +23,13 @@ _STATISTICS = ".running_var"
 
 
 def refuse_wrong_folding(graph_module: GraphModule) -> None:
-    """Checks that no weight that several calls share had a batch norm folded into it.
+    """Refuses a graph in which a batch norm was folded into a weight that several calls share.
 
-    Warns where that cannot be told: the weight has a bias of its own, and a batch norm of as many channels is gone that
-    went into no other convolution.
+    It warns if this cannot be decided: the convolution had a bias before, and a batch norm with as many channels is
+    gone that was folded into no other convolution.
 
     Raises:
-        QuantizerError: One had; names it.
+        QuantizerError: A batch norm was folded into a shared weight; the message names the weight.
     """
     calls = _calls(graph_module)
     shared = {weight: found for weight, found in calls.items() if len(found) > 1}
@@ -51,7 +52,7 @@ def refuse_wrong_folding(graph_module: GraphModule) -> None:
 
 
 def _calls(graph_module: GraphModule) -> dict[str, list[Node]]:
-    """Convolutions by the name of the weight that they read."""
+    """Returns the calls of convolutions by the name of the weight that they read."""
     calls: dict[str, list[Node]] = {}
     for node in graph_module.graph.nodes:
         weight = node.args[1] if node.target in CONVOLUTIONS else None
@@ -61,7 +62,7 @@ def _calls(graph_module: GraphModule) -> dict[str, list[Node]]:
 
 
 def _is_folded(weight: str, calls: list[Node]) -> bool:
-    """Returns whether a bias has the name that torchao gives one of its own."""
+    """Returns whether a bias has the name that torchao gives to a bias that folding adds."""
     biases = (call.args[2] for call in calls if len(call.args) > 2)
     return any(isinstance(bias, Node) and bias.target == f"{weight}_bias" for bias in biases)
 

@@ -1,8 +1,8 @@
-"""Makes stochastic depth, which drops whole branches of some samples, an operator that knows the model's mode.
+"""Rewriting of stochastic depth, which drops whole branches of some samples, to an operator that follows the mode.
 
-Libraries write it as a product with random numbers of shape (batch, 1, ...). In an exported graph nothing tells such a
-product that the model evaluates, and it would stay random. It becomes a dropout, which follows the mode and is gone
-once the model is converted. Source of the idea: Huang et al. 2016, Deep Networks with Stochastic Depth.
+Libraries write it as a product with random numbers of shape (batch, 1, ...). In an exported graph this product does not
+know that the model evaluates, and it would stay random. It becomes a dropout, which follows the model's mode and is
+gone once the model is converted. Source of the idea: Huang et al. 2016, Deep Networks with Stochastic Depth.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 aten = torch.ops.aten
 
 AXES = "stochastic_depth"
-"""Key of `Node.meta`: the axes along which a dropout decides anew; along the others it drops or keeps all."""
+"""Key of `Node.meta`: the axes along which a dropout decides for each index; along the others it drops or keeps all."""
 
 _EMPTY = (aten.empty.memory_format, aten.new_empty.default)
 _DIVIDED = (aten.div_.Tensor, aten.div.Tensor, aten.div_.Scalar, aten.div.Scalar)
@@ -21,7 +21,7 @@ _FLOORS = (aten.floor_.default, aten.floor.default)
 
 
 def mark_stochastic_depth(graph_module: GraphModule) -> None:
-    """Replaces products with random branches by dropouts with `AXES` in their meta, in place."""
+    """Replaces products with random numbers by dropouts with `AXES` in their meta, in place."""
     changed = False
     for node in list(graph_module.graph.nodes):
         if node.target is not aten.mul.Tensor or not all(isinstance(value, Node) for value in node.args):
@@ -37,7 +37,7 @@ def mark_stochastic_depth(graph_module: GraphModule) -> None:
 
 
 def _scaled_noise(kept: Any, noise: Any) -> tuple[Node, float] | None:
-    """Matches `x * bernoulli(p).div(p)`, as torchvision and timm have it."""
+    """Matches `x * bernoulli(p).div(p)`, as torchvision and timm write it; returns `x` and `p`."""
     drawn = _only_source(noise, _DIVIDED)
     if drawn is None or _only_source(drawn, (aten.bernoulli_.float,), _EMPTY) is None:
         return None
@@ -48,7 +48,7 @@ def _scaled_noise(kept: Any, noise: Any) -> tuple[Node, float] | None:
 
 
 def _floored_noise(kept: Any, noise: Any) -> tuple[Node, float] | None:
-    """Matches `x.div(p) * floor(rand + p)`, as Hugging Face's transformers have it."""
+    """Matches `x.div(p) * floor(rand + p)`, as Hugging Face's transformers write it; returns `x` and `p`."""
     summed = _only_source(noise, _FLOORS, (aten.add.Tensor,))
     if summed is None or _only_source(summed, (aten.add.Tensor,), (aten.rand.default,)) is None:
         return None
@@ -59,7 +59,10 @@ def _floored_noise(kept: Any, noise: Any) -> tuple[Node, float] | None:
 
 
 def _only_source(node: Node, targets: tuple[Any, ...], sources: tuple[Any, ...] | None = None) -> Node | None:
-    """Returns what `node`, a call of one of `targets`, computes from, if nothing else reads either of them."""
+    """Returns the first operand of `node`, if `node` calls one of `targets` and both have only one reader.
+
+    The operand must call one of `sources`, if these are given; None is returned otherwise.
+    """
     source = node.args[0] if node.target in targets else None
     if not isinstance(source, Node) or len(node.users) != 1 or len(source.users) != 1:
         return None
@@ -67,7 +70,7 @@ def _only_source(node: Node, targets: tuple[Any, ...], sources: tuple[Any, ...] 
 
 
 def _spreads(noise: Node, product: Node) -> bool:
-    """Returns whether every size of the noise is one, or that of the product."""
+    """Returns whether every dimension of the noise has size one, or the size of the product there."""
     sizes, whole = noise.meta["val"].shape, product.meta["val"].shape
     return len(sizes) == len(whole) and all(size in (1, other) for size, other in zip(sizes, whole, strict=True))
 

@@ -1,4 +1,4 @@
-"""What a graph says of its values before anything is quantized: which are constants, and which are written in place."""
+"""Analysis of a graph's values before anything is quantized: which are constants, and which are written in place."""
 
 import operator
 from collections.abc import Callable, Container
@@ -21,7 +21,7 @@ def is_float(node: Node) -> bool:
 
 
 def find_constants(nodes: list[Node], written: set[Node]) -> set[Node]:
-    """Returns the nodes that do not depend on the model's inputs: parameters, buffers, factories, and what they give.
+    """Returns the nodes that do not depend on the model's inputs: parameters, buffers, factories, and results of these.
 
     Args:
         nodes: All nodes in topological order.
@@ -36,11 +36,11 @@ def find_constants(nodes: list[Node], written: set[Node]) -> set[Node]:
 
 
 def find_feeding(nodes: list[Node], ends: Container[Node]) -> set[Node]:
-    """Returns the nodes whose values go into nothing but `ends`, directly or through each other.
+    """Returns the nodes whose values are only used by `ends`, directly or through other returned nodes.
 
     Args:
         nodes: All nodes in topological order.
-        ends: Some of them.
+        ends: Some of these nodes.
     """
     found: set[Node] = set()
     for node in reversed(nodes):
@@ -50,7 +50,7 @@ def find_feeding(nodes: list[Node], ends: Container[Node]) -> set[Node]:
 
 
 def evaluate(node: Node, graph_module: GraphModule) -> Any:
-    """Computes a constant node."""
+    """Returns the value of a constant node, which it computes."""
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(graph_module)
     function: Callable[..., Any] = (
@@ -62,16 +62,17 @@ def evaluate(node: Node, graph_module: GraphModule) -> Any:
 
 
 def constant_of(graph_module: GraphModule, argument: object) -> Tensor | None:
-    """Returns the tensor that an optional argument of a call stands for, detached; None where none is given."""
+    """Returns the detached tensor of a constant argument of a call; None if the argument is not given."""
     return evaluate(argument, graph_module).detach() if isinstance(argument, Node) else None
 
 
 def find_written_values(nodes: list[Node]) -> set[Node]:
-    """Returns nodes whose values change after they are made, in a way that a copy would not see.
+    """Returns the nodes whose values are changed in place later, so that a copy made before would be wrong.
 
-    A quantized value is read through copies. Writing to it in place is then only right when nobody but the writing
-    operator's own result is read afterwards: `relu_(conv(x))` is, `y[:, 0] = 7` is not, because it writes through a
-    view of `y`. All views of such a value are returned with it. Parameters and buffers that are written always are.
+    A quantized value is read through copies. Writing to it in place is then only right if afterwards nothing is read
+    but the result of the writing operator. `relu_(conv(x))` is right. `y[:, 0] = 7` is not, because it writes through a
+    view of `y`. All views of a value that is written are returned with it. Parameters and buffers that are written are
+    always returned.
     """
     writes = {node: target for node in nodes if (target := _aliased(node, _Alias.WRITTEN)) is not None}
     if not writes:
@@ -94,14 +95,14 @@ def find_written_values(nodes: list[Node]) -> set[Node]:
 
 
 class _Alias(Enum):
-    """What a call does with the memory of its first argument, when its result shares it."""
+    """What a call does with the memory of its first argument, if its result shares that memory."""
 
     VIEWED = False
     WRITTEN = True
 
 
 def _aliased(node: Node, alias: _Alias) -> Node | None:
-    """Returns the argument that the result of `node` is a view of, or the one that `node` writes to."""
+    """Returns the first argument of `node` if, as `alias` asks, the result is a view of it or `node` writes to it."""
     if node.op != "call_function" or _alias_of(node.target) is not alias:
         return None
     return node.args[0] if node.args and isinstance(node.args[0], Node) else None

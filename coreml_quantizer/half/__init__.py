@@ -1,1 +1,1 @@
-"""Rounds what stays in floating point to float16, as Core ML stores it."""
+"""Rounding of constants that stay in floating point to float16, as Core ML stores them."""

@@ -1,9 +1,10 @@
-"""Rounds the constants that stay in floating point to float16, the precision in which Core ML stores them.
+"""Rounding of the constants that stay in floating point to float16, the precision in which Core ML stores them.
 
-A Core ML program keeps biases, norm weights and scalar factors in float16. The difference to float32 is tiny, but in a
-quantized model it decides to which of two steps a value near their boundary goes, and after a few layers the device
-and the graph that was evaluated in PyTorch no longer agree in their last bits. With the constants rounded in the graph
-too, both compute with the same numbers: the converted graph predicts the device, and the cost is below 2**-11 relative.
+A Core ML program keeps biases, norm weights and scalar factors in float16. The difference to float32 is tiny. But in a
+quantized model it decides to which of two steps a value near their boundary is rounded. After a few layers, the last
+bits on the device and in PyTorch's graph no longer agree. With the constants rounded in the graph too, both compute
+with the same numbers: the converted graph predicts the results of the device. The relative change of a constant is
+below 2**-11.
 """
 
 from collections.abc import Iterable
@@ -20,23 +21,26 @@ from coreml_quantizer.half.scalars import round_scalars_to_half
 from coreml_quantizer.rules import RuleTable
 
 _BIAS_POSITION = 2
-"""Where every convolution and linear layer takes its bias. A bias is added to values of ordinary size, so what float16
-flushes to zero (below 2**-25) is negligible there however small the whole bias is."""
+"""Position of the bias among the arguments of every convolution and linear layer.
+
+A bias is added to values of ordinary size. What float16 flushes to zero (below 2**-25) is therefore negligible, even if
+the whole bias is small.
+"""
 
 
 def round_constants_to_half(
     graph_module: GraphModule, quantized_weights: Iterable[tuple[Node, Node]], rules: RuleTable
 ) -> None:
-    """Rounds float32 constants of `graph_module` that are read outside of quantized weights, in place.
+    """Rounds the float32 constants of `graph_module` in place, except those that are only read as quantized weights.
 
-    What a quantized weight is computed from keeps its precision too.
+    Constants from which quantized weights are computed keep their precision too.
 
-    Tensors are replaced, not written to: an exported graph shares its parameters with the model it came from.
+    Tensors are replaced, not written to: an exported graph shares its parameters with the model that was exported.
 
     Args:
         graph_module: An exported graph whose batch norms are folded.
         quantized_weights: Edges (constant, consumer) on which a constant is quantized.
-        rules: The table that says which operators have a weight, and so a bias.
+        rules: The table that says which operators have a weight, and therefore a bias.
     """
     multiply_by_reciprocals(graph_module)
     quantized: dict[Node, set[Node]] = {}
@@ -60,7 +64,7 @@ def round_constants_to_half(
 
 @dataclass(frozen=True)
 class _Replacement:
-    """Holds the original too, so that its id is not given to another tensor."""
+    """A rounded constant, with its original so that no other tensor gets the id of the original."""
 
     original: torch.Tensor
     rounded: torch.Tensor

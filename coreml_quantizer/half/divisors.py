@@ -1,4 +1,4 @@
-"""Turns divisions by constants into the products with float16 reciprocals that a Core ML program computes.
+"""Rewriting of divisions by constants to products with float16 reciprocals, as a Core ML program computes them.
 
 Source: Core ML Tools pass divide_to_multiply, which runs before constants are cast to float16.
 """
@@ -13,7 +13,7 @@ from coreml_quantizer.half.scalars import PRODUCTS
 aten = torch.ops.aten
 
 _LARGEST = 2**20
-"""Elements of a reciprocal that is stored."""
+"""The most elements that a stored reciprocal may have."""
 
 _PREFIX = "_reciprocal"
 

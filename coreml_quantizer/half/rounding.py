@@ -1,4 +1,4 @@
-"""The float16 numbers nearest to float32 ones, where that changes little."""
+"""Rounding of a tensor to float16 numbers, unless that changes it too much."""
 
 import torch
 
@@ -6,14 +6,15 @@ SMALLEST_HALF = 2.0**-24
 """The smallest positive number of float16, a subnormal one."""
 
 _LARGEST_CHANGE = 2.0**-10
-"""The largest change by rounding to float16, relative to the largest element of a constant.
+"""The largest change of an element that rounding to float16 may make, relative to the constant's largest element.
 
-A constant that would change more, such as a tiny eps, is not rounded. Single elements outside the range of float16,
-such as masks near finfo.min, are not rounded either."""
+If an element would change more, the whole constant is not rounded; a tiny eps is an example. Elements outside the range
+of float16, such as those of masks near finfo.min, are not rounded either.
+"""
 
 
 def rounded_to_half(value: torch.Tensor, negligible: bool = False) -> torch.Tensor:
-    """Returns `value` rounded to float16, in its own dtype, or `value` itself where too much would change.
+    """Returns `value` rounded to float16, in its own dtype, or `value` itself if that would change it too much.
 
     Args:
         value: Any shape, float32 or float64.

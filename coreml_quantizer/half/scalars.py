@@ -1,4 +1,4 @@
-"""Rounds the scalar operands of a graph to float16, as `half_constants` does its tensors."""
+"""Rounding of the scalar operands of a graph to float16, as `half.constants` rounds its tensors."""
 
 import math
 from collections.abc import Mapping
@@ -21,24 +21,24 @@ _SCALAR_ARGUMENTS: Mapping[object, tuple[int | str, ...]] = MappingProxyType(
         aten.scaled_dot_product_attention: ("scale",),
     }
 )
-"""Operators whose scalar operands become float16 constants of the program, and where those stand."""
+"""Operators whose scalar operands become float16 constants of the program -> positions or names of these operands."""
 
 PRODUCTS: Mapping[object, torch._ops.OpOverload] = MappingProxyType(
     {aten.div.Tensor: aten.mul.Tensor, aten.div_.Tensor: aten.mul_.Tensor}
 )
-"""Division by a scalar, and the product with its reciprocal that Core ML Tools (divide_to_multiply) makes of it."""
+"""Division -> the multiplication by the reciprocal that Core ML Tools (divide_to_multiply) makes of it."""
 
 _EPSILONS: Mapping[object, int] = MappingProxyType(
     {aten.layer_norm: 4, aten.rms_norm: 3, aten.group_norm: 4, aten.batch_norm: 7, aten.instance_norm: 7}
 )
-"""Norms, and where their eps stands. Core ML Tools stores an eps below float16 as the smallest float16 number."""
+"""Norms -> the position of their eps. Core ML Tools stores an eps below float16 as the smallest float16 number."""
 
 
 def round_scalars_to_half(node: Node) -> None:
     """Rounds the scalar operands of one call that makes a float tensor, in place.
 
-    A division by a scalar becomes the product with the reciprocal, which is what the program computes. Attention that
-    names no scale gets the usual one, for the same reason.
+    A division by a scalar becomes a multiplication by the reciprocal, which is what the program computes. Attention
+    without an explicit scale gets the usual one as an argument, for the same reason.
     """
     _multiply_by_reciprocal(node)
     _name_scale(node)
@@ -79,7 +79,7 @@ def _round_scalars(node: Node) -> None:
 
 
 def _round_epsilon(node: Node, position: int) -> None:
-    """Rounds an eps, the default one of an operator too."""
+    """Rounds an eps, also if it is the operator's default."""
     parameters = node.target._schema.arguments  # type: ignore[union-attr]
     if len(parameters) <= position or parameters[position].name in node.kwargs:
         return
@@ -94,7 +94,7 @@ def _round_epsilon(node: Node, position: int) -> None:
 
 
 def _rounded_scalar(value: Argument) -> float:
-    """A float16 number, subnormal ones too, as the program will hold it; what float16 cannot hold at all stays."""
+    """Returns `value` as the float16 number, possibly subnormal, that the program stores; itself if there is none."""
     assert isinstance(value, float)
     half = float(torch.tensor(value, dtype=torch.float64).half())
     return half if half != 0 and math.isfinite(half) else value

@@ -1,1 +1,1 @@
-"""The state of the process: order of steps, garbage collection, and what torchao keeps."""
+"""State of the Python process: the order of steps, garbage collection, and models that torchao keeps."""

@@ -1,14 +1,14 @@
-"""Postpones garbage collection where many objects are made and none become garbage."""
+"""Postponement of garbage collection while a graph is prepared: many objects are made and none become garbage."""
 
 import gc
 from typing import Any
 
 _OBJECTS_PER_NODE = 40
-"""More than preparing makes for a node of a graph: observers, of a dozen containers each, annotations and calls."""
+"""More objects than preparation makes for each node: observers of a dozen containers each, annotations and calls."""
 
 
 class _Postponement:
-    """The thresholds of the interpreter, while there is another one for young objects."""
+    """A raised collection threshold for young objects, with the usual thresholds to return to."""
 
     def __init__(self) -> None:
         self._usual: tuple[int, int, int] | None = None
@@ -26,7 +26,7 @@ class _Postponement:
         gc.set_threshold(self._raised, *self._usual[1:])
 
     def __call__(self, phase: str, info: dict[str, Any]) -> None:
-        """Ends with the next collection, whatever starts it; the interpreter calls it."""
+        """Restores the usual thresholds when the next collection starts; the interpreter calls it."""
         if phase == "start" and self._usual is not None:
             if gc.get_threshold()[0] == self._raised:
                 gc.set_threshold(*self._usual)
@@ -39,12 +39,12 @@ _POSTPONEMENT = _Postponement()
 def postpone_collection(nodes: int) -> None:
     """Postpones the next cyclic garbage collection by as many objects as are made while a graph is prepared.
 
-    A collection of everything visits every object of the process. While a graph is prepared all of them are alive, so
-    that it frees nothing, and its share of the time grows faster than the graph. Much of that happens inside torchao,
-    before and after it asks the quantizer for anything: instead of being switched off, and left so by an error there,
-    collection is due later, and is as usual from then on.
+    A full collection visits every object of the process. While a graph is prepared, all of these are alive: collection
+    frees nothing, and its share of the time grows faster than the graph. Much of the preparation happens inside
+    torchao, before and after it calls the quantizer. An error there would leave collection off if it was switched off.
+    It therefore only comes later, and is as usual from then on.
 
     Args:
-        nodes: How many the graph has.
+        nodes: Number of nodes of the graph.
     """
     _POSTPONEMENT.begin(_OBJECTS_PER_NODE * nodes)

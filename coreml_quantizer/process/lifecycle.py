@@ -1,4 +1,4 @@
-"""What may be done with a model when: export, prepare, calibrate or train, convert, export again."""
+"""Checks of the order of steps: export, prepare, calibrate or train, convert, export again."""
 
 import torch
 from torch import nn
@@ -14,10 +14,10 @@ _QUANTIZES = "quantized_decomposed.quantize_per_tensor"
 
 
 def refuse_prepared(model: nn.Module) -> None:
-    """Checks that `model` has no observers or fake quantizers.
+    """Refuses a model that has observers or fake quantizers already.
 
     Raises:
-        QuantizerError: It has; names the first.
+        QuantizerError: `model` has some; the message names the first.
     """
     for name, module in model.named_modules():
         if isinstance(module, _INSERTED):
@@ -28,10 +28,10 @@ def refuse_prepared(model: nn.Module) -> None:
 
 
 def refuse_quantized(model: GraphModule) -> None:
-    """Checks that no activation of a graph is quantized; weights may be, such as by torchao's `quantize_`.
+    """Refuses a graph with quantized activations; its weights may be quantized, for example by torchao's `quantize_`.
 
     Raises:
-        QuantizerError: One is; names the first.
+        QuantizerError: An activation is quantized; the message names the first.
     """
     for node in model.graph.nodes:
         if str(getattr(node.target, "overloadpacket", "")) == _QUANTIZES:
@@ -42,7 +42,7 @@ def refuse_quantized(model: GraphModule) -> None:
 
 
 def refuse_export() -> None:
-    """Called in the forward pass of observers and fake quantizers: what is exported with them quantizes nothing.
+    """Refuses torch.export in the forward pass of observers and fake quantizers: with them, it exports no quantization.
 
     Raises:
         QuantizerError: torch.export is tracing.

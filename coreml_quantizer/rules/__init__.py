@@ -1,4 +1,4 @@
-"""Operator rules, one file a family; a new operator is a new row in one of them.
+"""Operator rules, one file for each family of operators; a new operator is a new row in one of the files.
 
 `rules` is the table that quantizers use. Third parties add to it with `rules.register(OpRule(...))`.
 """

@@ -1,4 +1,4 @@
-"""Activation functions: they fuse into the operator before them."""
+"""Rules for activation functions, which fuse into the operator before them."""
 
 import torch
 from torch.fx import Node
@@ -23,7 +23,7 @@ _SOURCE_MIL = (
 
 
 def _range_of_clamp(node: Node) -> OutputRange:
-    """hardtanh(x, min, max) and clamp(x, min, max): non-negative when the lower bound is."""
+    """Returns the output range of hardtanh(x, min, max) or clamp(x, min, max): non-negative if the lower bound is."""
     default = -1.0 if node.target is aten.hardtanh.default or node.target is aten.hardtanh_.default else None
     lower = node.args[1] if len(node.args) > 1 else node.kwargs.get("min_val", node.kwargs.get("min", default))
     non_negative = isinstance(lower, int | float) and lower >= 0

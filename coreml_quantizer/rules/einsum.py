@@ -15,15 +15,16 @@ def einsum_inputs(node: Node) -> tuple[Position, ...]:
 
 
 def multiplies(node: Node) -> bool:
-    """Returns whether there is more than one operand; one alone is only moved or summed."""
+    """Returns whether there is more than one operand; a single operand is only moved or summed."""
     return len(_operands(node)) > 1
 
 
 def einsum_weights(node: Node) -> Mapping[Position, int]:
-    """Maps every matrix to an axis that the result keeps and no other operand has: its output channels.
+    """Returns the axis of the output channels of every matrix: one that the result keeps and no other operand has.
 
-    An operand without such an axis, or one that is indexed by the same label twice, gets axis 0: a scale along a summed
-    axis is as exact, because weights are dequantized before the product. Vectors stay in floating point, as biases do.
+    An axis whose label occurs twice in the operand does not count. An operand without such an axis gets axis 0: a scale
+    along a summed axis is as exact, because weights are dequantized before the product. Vectors stay in floating point,
+    as biases do.
     """
     left, _, right = str(node.args[_EQUATION]).replace(" ", "").partition("->")
     terms = left.split(",")

@@ -1,4 +1,4 @@
-"""Binary operators between activations."""
+"""Rules for binary operators between activations."""
 
 import torch
 from torch.fx import Node
@@ -10,7 +10,7 @@ aten = torch.ops.aten
 _WHY = "keeps a residual connection in int8, so that its neighbours need no float detour"
 _SOURCE = "coremltools' LinearQuantizer binary patterns (add, sub, mul, alone or with ReLU)"
 _LONGEST_CHAIN = 4
-"""Operators that a constant is followed through: enough for a view of a converted buffer."""
+"""The most operators through which an operand is traced back to a constant: enough for a view of a converted buffer."""
 
 
 def _is_constant(value: object) -> bool:

@@ -1,4 +1,7 @@
-"""Normalizations: all stay in floating point, except for a batch norm that is folded into the layer before it."""
+"""Rules for normalizations and softmax: all stay in floating point except batch norm.
+
+A batch norm is folded into the layer before it. Without such a layer it becomes a multiplication and an addition.
+"""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Pools and reductions."""
+"""Rules for pooling operators and reductions."""
 
 import torch
 from torch.fx import Node

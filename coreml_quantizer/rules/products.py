@@ -1,4 +1,4 @@
-"""Operators with a weight or that multiply matrices: where int8 arithmetic pays."""
+"""Rules for operators that have a weight or multiply matrices: they gain most from int8 arithmetic."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ def _product(op: torch._ops.OpOverloadPacket) -> OpRule:
 
 
 def _product_with_sum(op: torch._ops.OpOverloadPacket) -> OpRule:
-    """Returns a matrix product with something added to it: a bias when that is a constant, a residual otherwise."""
+    """Returns the rule of a matrix product with an addend: a bias if that is a constant, a residual otherwise."""
     return OpRule(op, Treatment.QUANTIZED, inputs=(1, 2, 0), contracts=((1, -1), (2, -2)), reason=_WHY, source=_SOURCE)
 
 

@@ -1,4 +1,4 @@
-"""The table of operator rules: what each ATen operator is to quantization, and why."""
+"""The table of operator rules: how quantization treats each ATen operator, and why."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +16,14 @@ OpPacket = torch._ops.OpOverloadPacket | Callable[..., object]
 """An ATen operator, or a Python function that graphs call, such as `operator.getitem`."""
 
 Position = int | tuple[int, int]
-"""Where an operand stands among the arguments: at an index, or in a list at an index."""
+"""Position of an operand: the index of an argument, or (index of a list argument, index in the list)."""
 
 
 class Treatment(Enum):
-    """What happens to the output of an operator."""
+    """The treatment of an operator's output."""
 
     QUANTIZED = "quantized"
-    """Inputs and output are quantized; batch norm and an activation behind it are fused into it."""
+    """Inputs and output are quantized; a batch norm and an activation after it are fused into it."""
 
     ACTIVATION = "activation"
     """Fused into the operator before it; alone, its output is quantized when its input is."""
@@ -35,30 +35,30 @@ class Treatment(Enum):
     """The output holds values of the input, so it carries the same scale and zero point."""
 
     CONCATENATED = "inputs and output share qparams"
-    """As SHARED, for a list of inputs, which all take one scale and zero point."""
+    """The same as SHARED for a list of inputs, which all take one scale and zero point."""
 
     SPLIT = "its parts share its input's qparams"
-    """As SHARED, for an operator that returns a list, which itself carries no quantizer."""
+    """The same as SHARED for an operator that returns a list; the list itself is not quantized."""
 
     FLOAT = "float"
-    """Deliberately left in floating point; what it says of its output range helps whoever quantizes it."""
+    """Deliberately left in floating point; its output range is used when another operator quantizes its output."""
 
 
 class OutputRange(Enum):
-    """What an operator says about the range of its output before anything is observed."""
+    """Knowledge about the range of an operator's output before anything is observed."""
 
     ANY = "any"
     NON_NEGATIVE = "non-negative"
 
 
 class Movement(Enum):
-    """How an operator that computes nothing hands on the values of its inputs."""
+    """The way in which an operator that computes nothing passes on the values of its inputs."""
 
     WHOLE = "every value once"
-    """Such as a reshape or a permutation."""
+    """For example a reshape or a permutation."""
 
     PARTS = "some of the values, or several times, or beside others"
-    """Such as a slice, a repetition or a concatenation."""
+    """For example a slice, a repetition or a concatenation."""
 
 
 UNIT_INTERVAL = FixedSpec(UINT8, scale=1.0 / 256.0, zero_point=0)
@@ -70,7 +70,7 @@ SYMMETRIC_UNIT_INTERVAL = FixedSpec(UINT8, scale=2.0 / 256.0, zero_point=128)
 
 @dataclass(frozen=True)
 class WeightRole:
-    """Which argument is the weight, and which of its axes holds the output channels."""
+    """The position of the weight among the arguments, and the axis of its output channels."""
 
     position: int
     channel_axis: int = 0
@@ -82,26 +82,26 @@ def _always(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class OpRule:
-    """What one operator, in all its overloads, is to quantization.
+    """The treatment of one operator, in all its overloads, by quantization.
 
     Attributes:
         op: The ATen operator.
         treatment: What happens to its output.
-        inputs: Positions of the activations that are quantized with it; a function of the node where they are a list.
+        inputs: Positions of the activations that are quantized with it; a function of the node if they are in a list.
         weight: Its weight, if it has one.
         weights_of: Positions of further operands that are weights when they are constants, to their channel axes.
-        weights_only: Whether only its weights are quantized, whatever the configuration says of activations.
-        output_range: What is known of its output; a function of the node where arguments decide.
+        weights_only: Whether only its weights are quantized, even if the configuration quantizes activations.
+        output_range: What is known about the range of its output; a function of the node if arguments decide.
         contracts: Position of an input to the axis that a product sums over, counted from the end; a constant there
             is a weight.
-        applies: Whether the rule holds for a node, where arguments decide; a node it does not hold for stays float.
-        otherwise: Why a node stays float that the rule does not hold for.
-        combines: Whether it adds, subtracts or multiplies activations element by element; such an operator takes the
-            affine scheme when all its inputs have it, and stays in float in front of a function that eight bits ruin.
-        moves: How it hands on values, if it computes nothing: its output holds values of its inputs, unchanged but for
-            their type, and padding. Masks, and values that eight bits would ruin, are followed through it.
-        reason: Why it is treated so.
-        source: Where that comes from.
+        applies: Function that returns whether the rule holds for a node, if arguments decide; other nodes stay float.
+        otherwise: Why a node that the rule does not hold for stays float.
+        combines: Whether it adds, subtracts or multiplies activations element by element. Then it takes the affine
+            scheme if all its inputs have it, and stays float before a function that eight bits ruin.
+        moves: How it passes on values, if it computes nothing: its output holds values of its inputs, unchanged except
+            for their type, and padding. Masks, and values that eight bits would ruin, are traced through it.
+        reason: Why it is treated in this way.
+        source: Source of the reason.
     """
 
     op: OpPacket
@@ -120,11 +120,11 @@ class OpRule:
     source: str = ""
 
     def range_of(self, node: Node, fixes: bool) -> OutputRange | FixedSpec:
-        """Returns what is known of the output range of `node`, a call of this operator.
+        """Returns what is known about the output range of `node`, a call of this operator.
 
         Args:
             node: The call.
-            fixes: Whether a range that the operator fixes is wanted as that, and not only where it starts.
+            fixes: Whether to return a fixed range as a `FixedSpec`; otherwise only whether it is non-negative.
         """
         known = self.output_range
         if isinstance(known, FixedSpec) and not fixes:
@@ -137,7 +137,7 @@ class OpRule:
 
 
 class RuleTable:
-    """Rules by operator. Registering an operator twice raises; so does a rule without a reason."""
+    """Rules by operator. Registering an operator twice is an error, and so is a rule without a reason."""
 
     def __init__(self) -> None:
         self._rules: dict[OpPacket, OpRule] = {}
@@ -155,7 +155,7 @@ class RuleTable:
             self._rules[rule.op] = rule
 
     def unregister(self, op: OpPacket) -> OpRule:
-        """Removes and returns the rule of `op`, so that another can take its place."""
+        """Removes and returns the rule of `op`, so that another rule can be registered."""
         if op not in self._rules:
             raise RuleError(f"{op} has no rule to remove.")
         return self._rules.pop(op)
@@ -166,12 +166,12 @@ class RuleTable:
         return self._rules.get(called) if callable(called) else None
 
     def movement(self, node: Node) -> Movement | None:
-        """Returns how the operator that a node calls hands on values, whatever its arguments; None if it computes."""
+        """Returns how the operator that a node calls passes on values, for any arguments; None if it computes."""
         rule = self.row(node)
         return None if rule is None else rule.moves
 
     def lookup(self, node: Node) -> OpRule | None:
-        """Returns the rule that holds for a node of a graph, None when there is none."""
+        """Returns the rule that holds for a node of a graph, None if there is none."""
         rule = self.row(node)
         return rule if rule is not None and rule.applies(node) else None
 
@@ -204,7 +204,7 @@ def _check(rule: object) -> None:
 
 
 def with_in_place(*ops: torch._ops.OpOverloadPacket) -> Iterator[torch._ops.OpOverloadPacket]:
-    """Yields ATen operators, each followed by its in-place form where it has one."""
+    """Yields ATen operators, each followed by its in-place form if it has one."""
     for op in ops:
         yield op
         in_place = getattr(torch.ops.aten, f"{op.__name__}_", None)

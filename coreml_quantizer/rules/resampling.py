@@ -1,4 +1,4 @@
-"""Upsampling."""
+"""Rules for upsampling operators."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Operators that only store weights: embedding tables and recurrent layers."""
+"""Rules for operators whose weights alone are quantized: embedding tables and recurrent layers."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ _PARAMETERS = 2
 
 
 def _matrices(node: Node) -> Mapping[Position, int]:
-    """lstm(input, states, parameters, ...): the parameters that are matrices; the others are biases."""
+    """Returns the matrices among the parameters of lstm(input, states, parameters, ...); the others are biases."""
     parameters = node.args[_PARAMETERS]
     listed = parameters if isinstance(parameters, list | tuple) else ()
     return {
@@ -24,7 +24,7 @@ def _matrices(node: Node) -> Mapping[Position, int]:
 
 
 def _cell_matrices(node: Node) -> Mapping[Position, int]:
-    """lstm_cell(input, states, w_ih, w_hh, ...)."""
+    """Returns the matrices of lstm_cell(input, states, w_ih, w_hh, ...)."""
     return {_PARAMETERS: 0, _PARAMETERS + 1: 0}
 
 

@@ -1,4 +1,4 @@
-"""Operators that move values without changing them."""
+"""Rules for operators that move values without changing them."""
 
 import operator
 from typing import Any
@@ -17,7 +17,10 @@ _PAD_MODE, _PAD_VALUE = 2, 3
 
 
 def _pads_with_values_of_its_range(node: Node) -> bool:
-    """pad(x, pad, mode, value): zero lies on every grid, and reflected or replicated values are those of the input."""
+    """Returns whether pad(x, pad, mode, value) adds only values that the quantization grid of its input holds.
+
+    Every grid holds zero, and reflected or replicated values are those of the input.
+    """
     if node.target is aten.constant_pad_nd.default:
         return not (len(node.args) > _PAD_MODE and node.args[_PAD_MODE])
     mode = node.args[_PAD_MODE] if len(node.args) > _PAD_MODE else "constant"
