@@ -1,1 +1,1 @@
-"""From an exported program to a Core ML model, by Core ML Tools."""
+"""The conversion of an exported program to a Core ML model, with Core ML Tools."""

@@ -1,7 +1,7 @@
-"""Which operation makes a conversion fail, when the failure itself does not say.
+"""A search for the operation that makes a conversion fail, when the error itself does not name it.
 
-A MIL pass, or the writing of the model, sees the whole program. The first operations of the program are converted by
-themselves, and the smallest number of them with which it fails is found by bisection: some ten conversions for a
+A MIL pass, or the writing of the model, sees the whole program. The search therefore converts only the first operations
+of the program. Bisection finds the smallest number of them with which the conversion fails: about ten conversions for a
 thousand operations.
 """
 
@@ -14,7 +14,7 @@ from partitioner.graph.subprograms import subprogram
 
 
 def first_failing(program: ExportedProgram, convert: Callable[[ExportedProgram], object]) -> Node | None:
-    """Finds the operation with which a conversion begins to fail.
+    """Finds the first operation with which a conversion fails.
 
     Args:
         program: A program whose conversion fails.

@@ -1,4 +1,4 @@
-"""From an edge program to a Core ML model, by Core ML Tools."""
+"""The conversion of an edge program to a Core ML model, with Core ML Tools."""
 
 import logging
 import shutil
@@ -35,7 +35,7 @@ class ConvertedModel:
 
     Attributes:
         spec: The ``Model`` protobuf.
-        weights: The content of its weight file, or None when it has none.
+        weights: The content of the weight file, or None when there is none.
         notes: What the conversion did about numbers that float16 cannot hold.
         handles: Name of an operation -> the debug handle of the program's operation that it comes from.
     """
@@ -47,7 +47,7 @@ class ConvertedModel:
 
     @property
     def names(self) -> dict[str, list[str]]:
-        """Input and output names in the order of the delegate call's arguments and results."""
+        """The input and output names, in the order of the delegate call's arguments and results."""
         description = self.spec.description
         return {
             "inputNames": [feature.name for feature in description.input],
@@ -60,14 +60,15 @@ def convert(program: ExportedProgram, options: LoweringOptions) -> ConvertedMode
 
     Args:
         program: The partition as an edge program.
-        options: How to convert. Without a deployment target, the lowest one that has every operation is used.
+        options: How to convert. Without a deployment target, the conversion uses the lowest one that has every
+            operation.
 
     Returns:
         The model, not loaded.
 
     Raises:
         ConversionError: Core ML Tools failed; the message names the operation and its source line. Or a mutable buffer
-            of the partition cannot be a state.
+            of the partition cannot be a Core ML state.
         DeploymentTargetError: An operation needs a newer deployment target than the given one.
     """
     _check_states(program)
@@ -87,7 +88,10 @@ def convert(program: ExportedProgram, options: LoweringOptions) -> ConvertedMode
 
 
 def _check_states(program: ExportedProgram) -> None:
-    """Refuses what `to_backend` lets pass, which hides the values of buffers from the partitioner."""
+    """Refuses mutable buffers that cannot be Core ML states.
+
+    `to_backend` hides the values of buffers from the partitioner, so that the partitioner cannot refuse them.
+    """
     wrong = unfit(program, initialized_buffers(program))
     if wrong:
         raise ConversionError(
@@ -161,10 +165,10 @@ def _inputs(program: ExportedProgram, options: LoweringOptions) -> list[Any] | N
 
 
 def _quantize_weights(model: Any, options: LoweringOptions) -> Any:
-    """Quantizes weights after conversion; tables read only by gathers are embeddings and stay as they are.
+    """Quantizes weights after conversion, except tables that only gathers read: these are embeddings.
 
     A table that a gather shares with another operation gets one configuration for both, because Core ML Tools refuses
-    a constant whose users disagree.
+    a constant whose users have different configurations.
     """
     config = options.op_linear_quantizer_config
     shared = dict.fromkeys(_gathers_with_shared_tables(model._mil_program), config)
@@ -191,7 +195,7 @@ def _gathers_with_shared_tables(program: Any) -> list[str]:
 
 
 def read_model(model: Any) -> ConvertedModel:
-    """Takes the protobuf and the weights out of an `MLModel`."""
+    """Returns the protobuf and the weights of an `MLModel`."""
     spec = type(model.get_spec())()
     spec.CopyFrom(model.get_spec())
     return ConvertedModel(spec, _content(Path(model.weights_dir)) if model.weights_dir else None)
@@ -203,6 +207,6 @@ def _content(weights: Path) -> bytes | None:
 
 
 def _try(part: ExportedProgram, options: LoweringOptions) -> None:
-    """Converts a part of a program, whose inputs are others than the program's."""
+    """Converts a part of a program, without enumerated shapes: its inputs are not the program's inputs."""
     with tempfile.TemporaryDirectory(prefix="coreml_") as directory, quiet_conversion():
         _convert_into(Path(directory) / "part.mlpackage", part, replace(options, enumerated_shapes=None))

@@ -1,6 +1,6 @@
-"""Which operation of the exported program an operation of the Core ML model comes from.
+"""Debug handles, which link an operation of the Core ML model to the operation of the exported program it comes from.
 
-ExecuTorch numbers the operations of an edge program; ETRecords hold the numbers, and `Inspector` joins them with what a
+ExecuTorch numbers the operations of an edge program. ETRecords hold the numbers, and `Inspector` joins them with what a
 delegate logs under an operation's name.
 """
 
@@ -18,8 +18,8 @@ def debug_handles(program: Any) -> HandleMap:
         program: The program after all passes.
 
     Returns:
-        The name of an operation's first output -> the handle of the program's operation whose result that is. Constants
-        and the steps on the way to a result are left out: `Inspector` would compare them with the result.
+        The name of an operation's first output -> the handle of the program's operation that has this result. Constants
+        and intermediate steps are left out, because `Inspector` would compare them with the result.
     """
     names: dict[int, str] = {}
     for function in program.functions.values():

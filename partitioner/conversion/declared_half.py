@@ -1,8 +1,8 @@
-"""Programs declared in float16 (``model.half()``).
+"""Support for programs that are declared in float16 (``model.half()``).
 
-The converters of Core ML Tools write numbers as float32, an epsilon or a slope, beside values that they take to be
-float32; an operation refuses two types at once. While a conversion runs, such a number, or what a converter made of a
-boolean, takes the type of the value beside it.
+The converters of Core ML Tools assume that values are float32, and write the numbers beside them (an epsilon, a slope)
+as float32 too. But an operation refuses arguments of two types. While a conversion runs, such a number therefore gets
+the type of the value beside it. So does a float32 value that a converter made of a boolean.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ from partitioner.limits import SMALLEST_HALF
 
 
 def as_half(value: Any) -> Any:
-    """Rounds to float16; what would become zero becomes the smallest number of that type.
+    """Rounds to float16; a number that would become zero becomes the smallest float16 number of its sign.
 
     Args:
         value: A number or an array.
@@ -32,7 +32,7 @@ def as_half(value: Any) -> Any:
 
 
 def _halved(value: Any) -> Any:
-    """Returns a float32 argument, number or value, in float16; None for an argument of another type."""
+    """Returns a float32 argument (a number or a value) in float16; None for an argument of another type."""
     if isinstance(value, Var):
         if value.dtype != types.fp32:
             return None
@@ -46,7 +46,7 @@ def _is_half(value: Any) -> bool:
 
 
 def _beside_half(operation: Any, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields names of arguments whose type has to be that of a float16 value; the arguments in that type."""
+    """Yields the float32 arguments that must match a float16 argument: the name, and the argument in float16."""
     domains = {
         name: kind.type_domain_id
         for name, kind in operation.input_spec.input_types.items()
@@ -60,7 +60,7 @@ def _beside_half(operation: Any, arguments: Mapping[str, Any]) -> Iterator[tuple
 
 
 def matching_types(add: Callable[..., Any]) -> Any:
-    """Wraps `Builder._add_op`, which every operation goes through."""
+    """Wraps `Builder._add_op`, which adds every operation, so that types of arguments match."""
 
     def added(_builder: Any, operation: Any, /, **arguments: Any) -> Any:
         return add(operation, **{**arguments, **dict(_beside_half(operation, arguments))})
@@ -69,5 +69,5 @@ def matching_types(add: Callable[..., Any]) -> Any:
 
 
 def replacements() -> tuple[tuple[Any, str, Any], ...]:
-    """What is replaced while a conversion runs: owner, name and replacement."""
+    """Returns what is replaced while a conversion runs: owner, name and replacement."""
     return ((Builder, "_add_op", matching_types(Builder._add_op)),)

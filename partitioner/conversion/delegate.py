@@ -1,4 +1,4 @@
-"""The bytes that a delegate holds, from the files of an mlpackage."""
+"""The bytes that a delegate holds, made from the files of an mlpackage."""
 
 import tempfile
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from partitioner.options.compile_specs import ModelType
 
 
 def delegate_blob(package: Mapping[str, bytes], names: Mapping[str, Any], model_type: ModelType) -> tuple[str, bytes]:
-    """Writes the delegate blob.
+    """Builds the delegate blob of a model.
 
     Args:
         package: The files of the mlpackage.
-        names: What the metadata says beside the identifier: ``inputNames`` and ``outputNames``, or ``methods``.
-        model_type: Whether to store the package or compile it here, which needs macOS.
+        names: The metadata besides the identifier: ``inputNames`` and ``outputNames``, or ``methods``.
+        model_type: Whether to store the package as it is, or to compile it on this machine, which needs macOS.
 
     Returns:
         The model's identifier and the blob.
@@ -35,7 +35,7 @@ def delegate_blob(package: Mapping[str, bytes], names: Mapping[str, Any], model_
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Writes files with relative paths below a directory."""
+    """Writes files into a directory, at their relative paths."""
     for path, content in files.items():
         target = directory / path
         target.parent.mkdir(parents=True, exist_ok=True)

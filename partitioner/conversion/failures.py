@@ -1,4 +1,4 @@
-"""Why a conversion failed: the operation, its line in the model, and what keeps it out of Core ML."""
+"""Errors for failed conversions: the operation, its line in the model, and how to keep it out of Core ML."""
 
 import re
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _OPSET_ERROR = re.compile(r"No available version for (\S+) in the .* opset.*at l
 
 
 def needed_target(error: Exception) -> ct.target | None:
-    """Returns the deployment target that has the operation for want of which a conversion failed, or None."""
+    """Returns the lowest deployment target with the operation that a conversion lacked; None for another error."""
     found = _OPSET_ERROR.search(str(error))
     return ct.target[found.group(2)] if found else None
 
@@ -31,17 +31,17 @@ def failure(
     options: LoweringOptions,
     attempt: Callable[[ExportedProgram], None],
 ) -> DeploymentTargetError | ConversionError:
-    """Says which operation made a conversion fail, and what to do about it.
+    """Returns an error that says which operation made a conversion fail, and what to do about it.
 
     Args:
         error: What Core ML Tools raised.
-        position: Where the conversion was.
+        position: How far the conversion was when it failed.
         program: The partition.
-        options: How it was converted.
-        attempt: Converts a part of the partition; called to find an operation that a MIL pass failed on.
+        options: How the partition was converted.
+        attempt: Converts a part of the partition. It is called to find the operation when a MIL pass failed.
 
     Returns:
-        The error to raise from the given one.
+        The error to raise, with `error` as its cause.
     """
     stage = _stage(position)
     node = _node_at(position, program)
@@ -87,14 +87,14 @@ def _remedy(node: Node | None, program: ExportedProgram, options: LoweringOption
 
 
 def _node_at(position: Position, program: ExportedProgram) -> Node | None:
-    """Returns the node being converted; None once the MIL passes run, which see the whole program."""
+    """Returns the node that was being converted; None when the MIL passes run, because they see the whole program."""
     if position.node is None:
         return None
     return next((node for node in program.graph.nodes if node.name == position.node.name), None)
 
 
 def _stage(position: Position) -> str | None:
-    """What was at work, where the frontend was not at an operation."""
+    """Returns what was being done when the frontend was not converting an operation; otherwise None."""
     if position.pass_name is not None:
         return f"MIL pass {position.pass_name!r}"
     return None if position.node is not None else "its outputs" if position.begun else "its inputs and constants"

@@ -1,8 +1,9 @@
-"""Core ML Tools' own bookkeeping, done in less time while a conversion runs, with the same results.
+"""Faster replacements for Core ML Tools' own bookkeeping while a conversion runs, with the same results.
 
-For each block that a pass enters, Core ML Tools walks over the whole program to find out which values hang on
-compressed weights; it describes types anew that were described before, and measures every weight in temporary copies.
-Together that is half of the time of a conversion. A test holds the resulting models equal byte for byte.
+For each block that a pass enters, Core ML Tools walks over the whole program to find out which values depend on
+compressed weights. It describes a type again each time it needs the description, and measures every weight in temporary
+copies. Together this takes half of the time of a conversion. A test checks that the resulting models are equal byte for
+byte.
 """
 
 import gc
@@ -21,15 +22,17 @@ from coremltools.converters.mil.mil.var import InternalVar, Var
 
 from partitioner.limits import LARGEST_HALF
 
-# Above this, Core ML Tools takes a number for an infinity, which float16 has.
 _INFINITE = 1e38
-# Core ML Tools looks for numbers that underflow in smaller constants only.
+"""Core ML Tools treats a number of this size or above as an infinity, which float16 has."""
+
 _LARGEST_CHECKED = 400
+"""Core ML Tools looks for numbers that underflow only in constants with fewer elements than this."""
+
 _COMPRESSED = "constexpr_"
 
 
 def _upstream(operation: Any) -> set[Any] | None:
-    """Returns the compressed values that an operation's inputs are computed from; None when there are none."""
+    """Returns the compressed values that an operation's inputs are computed from, or None when there are none."""
     found: set[Any] | None = None
     for value in operation._input_vars.values():
         if value is None or isinstance(value, InternalVar):
@@ -41,7 +44,7 @@ def _upstream(operation: Any) -> set[Any] | None:
 
 
 def _note_upstream(value: Any) -> None:
-    """Stands in for `Var._set_nonreplaceable_vars_upstream`."""
+    """Notes the compressed values that a value is computed from; replaces `Var._set_nonreplaceable_vars_upstream`."""
     operation = value._op
     if operation is None:
         return
@@ -55,7 +58,7 @@ def _note_upstream(value: Any) -> None:
 
 
 def _note_all_upstream(block: Any) -> None:
-    """Stands in for `Block._propagate_nonreplaceable_vars`."""
+    """Notes these compressed values for all values of a block; replaces `Block._propagate_nonreplaceable_vars`."""
     for operation in block.operations:
         for inner in operation.blocks:
             _note_all_upstream(inner)
@@ -74,7 +77,7 @@ def _note_all_upstream(block: Any) -> None:
 
 
 def _described_once(describe: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Wraps `get_type_info`, whose result depends on the type alone."""
+    """Wraps `get_type_info` and keeps its results, which depend only on the type."""
     known: dict[Any, Any] = {}
 
     def described(kind: Any) -> Any:
@@ -99,7 +102,10 @@ def _beyond_half(value: Any) -> bool:
 
 
 def _overflows(operation: Any) -> bool:
-    """Stands in for `FP16ComputePrecision.fp16_overflow`, without copies of weights that fit."""
+    """Returns whether a constant input of an operation is too large for float16.
+
+    Replaces `FP16ComputePrecision.fp16_overflow`, and does not copy weights that fit.
+    """
     return any(
         _beyond_half(value.op.val.val)
         for inputs in operation.inputs.values()
@@ -109,7 +115,10 @@ def _overflows(operation: Any) -> bool:
 
 
 def _checked_if_small(check: Callable[..., None]) -> Callable[..., None]:
-    """Wraps `FP16ComputePrecision._check_underflow_to_zero`, which copies a weight to learn that it is too large."""
+    """Wraps `FP16ComputePrecision._check_underflow_to_zero`, and skips constants that are too large for the check.
+
+    The method itself copies a weight before it finds out that the weight is too large.
+    """
 
     def checked(transform: Any, half: Any, single: Any) -> None:
         if np.size(single.val) < _LARGEST_CHECKED:
@@ -119,7 +128,7 @@ def _checked_if_small(check: Callable[..., None]) -> Callable[..., None]:
 
 
 def _flattened(operation: Any) -> list[Any]:
-    """Stands in for `Operation.get_flattened_inputs`."""
+    """Returns all inputs of an operation in one list; replaces `Operation.get_flattened_inputs`."""
     found: list[Any] = []
     for value in operation._input_vars.values():
         if value is None or isinstance(value, InternalVar):
@@ -132,7 +141,7 @@ def _flattened(operation: Any) -> list[Any]:
 
 
 def replacements() -> Iterable[tuple[Any, str, Any]]:
-    """What is replaced while a conversion runs: owner, name and replacement."""
+    """Returns what is replaced while a conversion runs: owner, name and replacement."""
     return (
         (Var, "_set_nonreplaceable_vars_upstream", _note_upstream),
         (Block, "_propagate_nonreplaceable_vars", _note_all_upstream),
@@ -151,7 +160,10 @@ def replacements() -> Iterable[tuple[Any, str, Any]]:
 
 @contextmanager
 def without_old_garbage() -> Iterator[None]:
-    """Hides what exists from the garbage collector, each of whose rounds would visit it: the whole process."""
+    """Hides all existing objects from the garbage collector while the context is open.
+
+    Otherwise each collection would visit the objects of the whole process.
+    """
     if gc.get_freeze_count():
         yield
         return

@@ -1,6 +1,7 @@
-"""From an exported program to a Core ML model in memory, by the parts of Core ML Tools that this takes.
+"""The conversion of an exported program to a Core ML model in memory, with only the needed parts of Core ML Tools.
 
-`coremltools.convert` also writes the model as a package, reads that back and collects garbage: a fifth of its time.
+`coremltools.convert` also writes the model as a package, reads the package back and collects garbage. This takes a
+fifth of its time.
 """
 
 from pathlib import Path
@@ -30,22 +31,22 @@ def convert_to_spec(
     target: ct.target | None,
     weights: Path,
 ) -> tuple[Any, HandleMap]:
-    """Converts a program.
+    """Converts a program to a Core ML model in memory and a weight file.
 
     Args:
         program: An ATen or edge program.
-        inputs: The model's inputs where they differ from the program's, else None.
+        inputs: The model's inputs when they differ from the program's inputs, otherwise None.
         pipeline: The MIL passes; changed in place.
-        precision: Half precision adds casts to the program.
-        target: The deployment target; None: the oldest that has ML programs.
-        weights: The folder that gets the weight file.
+        precision: The compute precision; float16 adds casts to the program.
+        target: The deployment target; None stands for the oldest one that has ML programs.
+        weights: The folder into which the weight file is written.
 
     Returns:
         The ``Model`` protobuf, and the debug handles of its operations.
 
     Raises:
-        Exception: Whatever Core ML Tools raises.
-        ValueError: The size of an input is unbounded, or the model needs a newer deployment target.
+        Exception: Any error that Core ML Tools raises.
+        ValueError: The size of an input has no upper bound, or the model needs a newer deployment target.
     """
     half = precision == ct.precision.FLOAT16
     if not half:

@@ -1,7 +1,7 @@
-"""Several methods in one Core ML model, so that they share their weights.
+"""One Core ML model for several methods, so that they share their weights.
 
-The partitions at one position of every method become the functions of one model. It is stored once, as named data of
-the program; each method's delegate holds a reference (``CMJR`` and JSON) to it.
+The first partitions of all methods become the functions of one model; so do the second ones, and so on. The model is
+stored once, as named data of the program. Each method's delegate holds a reference (``CMJR`` and JSON) to it.
 """
 
 import tempfile
@@ -39,11 +39,11 @@ def can_share(options: Options, explicit: bool) -> bool:
 
     Args:
         options: Method -> the options of each partition.
-        explicit: Whether the user asked for weight sharing, rather than leaving it at its default.
+        explicit: Whether the user asked for weight sharing, instead of leaving it at its default.
 
     Raises:
-        CompileSpecError: Sharing was asked for, and the methods have different numbers of partitions.
-        DeploymentTargetError: Sharing was asked for, and the deployment target is below iOS18.
+        CompileSpecError: The user asked for sharing, but the methods have different numbers of partitions.
+        DeploymentTargetError: The user asked for sharing, but the deployment target is below iOS18.
     """
     everything = [item for method in options.values() for item in method]
     if len(options) < 2 or any(item.weight_sharing == WeightSharing.DISABLED for item in everything):
@@ -71,14 +71,14 @@ def can_share(options: Options, explicit: bool) -> bool:
 def lower_shared(
     programs: Programs, options: Options
 ) -> tuple[dict[str, list[PreprocessResult]], dict[str, list[str]]]:
-    """Converts all methods into one model for each partition position.
+    """Converts all methods, with one model for each position of a partition.
 
     Args:
         programs: Method -> its partitions, the same number for every method.
         options: Method -> the options of each partition.
 
     Returns:
-        Method -> for each partition the reference to the shared model; and method -> notes for its report.
+        Two dicts: method -> the reference to the shared model for each partition, and method -> notes for its report.
     """
     store = NamedDataStore()
     keys = []

@@ -1,4 +1,4 @@
-"""MIL passes of our own."""
+"""The MIL passes that this package adds to those of Core ML Tools."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ MAKES_BATCH_NORMS = "common::fuse_elementwise_to_batchnorm"
 
 
 class DistinctOutputs(AbstractGraphPass):
-    """Gives every output a value, and so a name, of its own.
+    """A pass that gives every output a separate value, and so a separate name.
 
-    Removing operations that do nothing, or repeat another one, can leave two outputs with one value, or an output that
-    is an input. A model description names each of its inputs and outputs once.
+    Other passes remove operations that do nothing or repeat another operation. Then two outputs can have the same
+    value, or an output can be an input. But a model description names each of its inputs and outputs once.
     """
 
     def apply(self, prog: Any) -> None:
-        """Copies, in place, each output that is an input or an earlier output."""
+        """Copies each output that is also an input or an earlier output; changes the program in place."""
         for function in prog.functions.values():
             taken = set(function.inputs.values())
             outputs = []
@@ -35,15 +35,16 @@ class DistinctOutputs(AbstractGraphPass):
 
 
 class LowRankQuantization(AbstractGraphPass):
-    """Quantizes in front of reshapes and transposes whose result Core ML cannot hold, rather than behind them.
+    """A pass that moves quantizations before the reshapes and transposes whose result has too high a rank for Core ML.
 
-    Core ML has no tensors of rank 6 and more. A reshape to such a rank, a transpose and a reshape back, as attention in
-    windows has them, are rewritten by a pass of Core ML Tools, which does not look through a quantization between them.
-    Quantizing per tensor commutes with both, so it moves to where the rank is still low.
+    Core ML has no tensors of rank 6 and more. Attention in windows has a reshape to such a rank, a transpose and a
+    reshape back. A pass of Core ML Tools rewrites these three operations, but does not look through a quantization
+    between them. Quantization per tensor commutes with reshapes and transposes, so this pass moves it to where the rank
+    is still low.
     """
 
     def apply(self, prog: Any) -> None:
-        """Moves, in place, every quantization of high rank towards its input."""
+        """Moves every quantization of high rank towards the inputs; changes the program in place."""
         for function in prog.functions.values():
             with function, mb.scope(*NO_ORIGIN):
                 for operation in list(function.operations):
@@ -57,7 +58,7 @@ def _of_high_rank(operation: Any) -> bool:
 
 
 def _moved_before_view(block: Any, dequantize: Any) -> Any | None:
-    """Returns the new dequantize, or None when there was nothing to move."""
+    """Moves a quantize and its dequantize before a view; returns the new dequantize, or None when there is no view."""
     quantize = dequantize.input.op
     view = quantize.input.op if quantize is not None and quantize.op_type == "quantize" else None
     if view is None or view.op_type not in ("reshape", "transpose"):
@@ -78,14 +79,14 @@ def _moved_before_view(block: Any, dequantize: Any) -> Any | None:
 
 
 class CountedFromTheFront(AbstractGraphPass):
-    """Writes the axes of transposes as numbers that are not negative.
+    """A pass that writes the axes of transposes as non-negative numbers.
 
-    Core ML Tools itself counts some axes from the back, and then looks for the axis of a weight's scales, counted from
-    the front, among those of the transpose behind it.
+    Core ML Tools itself counts some axes from the back. But it counts the axis of a weight's scales from the front, and
+    looks for it among the axes of the transpose after the weight.
     """
 
     def apply(self, prog: Any) -> None:
-        """Replaces, in place, every transpose with a negative axis."""
+        """Replaces every transpose that has a negative axis; changes the program in place."""
         for function in prog.functions.values():
             with function, mb.scope(*NO_ORIGIN):
                 for operation in list(function.operations):
@@ -101,15 +102,15 @@ def _count_from_the_front(block: Any, transpose: Any) -> None:
 
 
 class ExactAffineMaps(AbstractGraphPass):
-    """Makes a batch norm of a product and a sum, as Core ML Tools does, without changing the factors.
+    """A pass that fuses a product and a sum into a batch norm, as Core ML Tools does, but without changing the factors.
 
-    Core ML Tools gives it a variance of one and the default epsilon, which is added to the variance: every factor gets
-    smaller by 5e-6, enough to move values across rounding boundaries (pre-activation ResNet-10, W8A8: 33 dB with that,
-    76 dB without).
+    Core ML Tools gives the batch norm a variance of one and the default epsilon, which is added to the variance. Every
+    factor gets smaller by 5e-6, which is enough to move values across rounding boundaries (pre-activation ResNet-10,
+    W8A8: 33 dB with the default epsilon, 76 dB without).
     """
 
     def apply(self, prog: Any) -> None:
-        """Fuses in place."""
+        """Fuses the products and sums; changes the program in place."""
         earlier = set(_batch_norms(prog))
         PASS_REGISTRY[MAKES_BATCH_NORMS].apply(prog)
         for norm in _batch_norms(prog):
@@ -136,7 +137,7 @@ for _class in (DistinctOutputs, ExactAffineMaps, LowRankQuantization, CountedFro
     PASS_REGISTRY.add(_NAMESPACE, _class, override=True, name=None)
 
 FINAL_PASSES = (f"{_NAMESPACE}::{DistinctOutputs.__name__}",)
-"""Without these a model may be unreadable, whichever passes its compile specs name."""
+"""The passes that every pipeline needs, whichever passes its compile specs name: a model may be unreadable without."""
 
 LOW_RANK_QUANTIZATION = f"{_NAMESPACE}::{LowRankQuantization.__name__}"
 COUNTED_FROM_THE_FRONT = f"{_NAMESPACE}::{CountedFromTheFront.__name__}"

@@ -1,8 +1,9 @@
-"""A dequantize and a quantize behind it, which Core ML Tools removes though they change the grid.
+"""Corrections for Core ML Tools, which removes a dequantize and a quantize even if they change the quantization grid.
 
-Of a quantize right behind a dequantize its passes compare scales and zero points, but not the types: from int8 to uint8
-values below zero are cut off. Around a reshape they compare nothing. Where the types differ, the next dequantize
-refuses its zero point and the conversion fails; where only the grids differ, the numbers are wrong.
+When a quantize directly follows a dequantize, the passes of Core ML Tools compare the scales and the zero points, but
+not the types: from int8 to uint8, values below zero are cut off. When a reshape is between the two, the passes compare
+nothing. If the types differ, the next dequantize refuses its zero point and the conversion fails. If only the grids
+differ, the numbers are wrong.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def _axis(operation: Any) -> Any:
 
 
 def on_one_grid(dequantize: Any, quantize: Any) -> bool:
-    """Returns whether a quantize returns the integers that a dequantize read."""
+    """Returns whether a quantize gives back the same integers that the dequantize before it reads."""
     return bool(
         types.builtin_to_string(dequantize.input.dtype) == quantize.output_dtype.val
         and np.array_equal(dequantize.scale.val, quantize.scale.val)
@@ -35,7 +36,10 @@ def on_one_grid(dequantize: Any, quantize: Any) -> bool:
 
 
 def _without_repetition(dequantize: Any) -> bool:
-    """Stands in for `dequantize_quantize_pair_elimination.try_dequantize_quantize_pair_elimination`."""
+    """Removes the quantizes after a dequantize that give back its integers; returns whether it removed one.
+
+    Replaces `dequantize_quantize_pair_elimination.try_dequantize_quantize_pair_elimination`.
+    """
     block = dequantize.enclosing_block
     if dequantize.op_type != "dequantize" or dequantize.outputs[0] in block.outputs:
         return False
@@ -56,7 +60,10 @@ def _replaced(block: Any, quantize: Any, integers: Any) -> bool:
 
 
 def _on_one_grid_only(match: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `int_op_canonicalization.match_pattern`, which finds dequantize, reshape and quantize."""
+    """Wraps `int_op_canonicalization.match_pattern`, which finds a dequantize, a reshape and a quantize.
+
+    Only matches whose dequantize and quantize have the same grid, for the whole tensor, remain.
+    """
 
     def matched(self: Any, operation: Any) -> Any:
         found = match(self, operation)
@@ -67,7 +74,7 @@ def _on_one_grid_only(match: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def replacements() -> tuple[tuple[Any, str, Any], ...]:
-    """What is replaced while a conversion runs: owner, name and replacement."""
+    """Returns what is replaced while a conversion runs: owner, name and replacement."""
     return (
         (
             dequantize_quantize_pair_elimination,

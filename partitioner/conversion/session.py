@@ -1,8 +1,8 @@
-"""Runs Core ML Tools without output, and knows which operation it is working on.
+"""A context that runs Core ML Tools without output and follows which operation it converts.
 
 Core ML Tools keeps conversion state in globals and reports progress through `tqdm` on the standard error stream. It
-validates the whole program after each of its hundred passes, which costs as much as the passes; here it does so before
-and after a pipeline.
+validates the whole program after each of its hundred passes, which costs as much time as the passes. In this context it
+validates only before and after a pipeline.
 """
 
 import logging
@@ -22,20 +22,20 @@ from partitioner.conversion import declared_half, fast_mil, requantization
 from partitioner.conversion.fast_mil import without_old_garbage
 
 _PROGRESS = ((_frontend, "_tqdm"), (_pipeline, "tqdm"), (_compression, "tqdm"))
-"""(module, name of its progress function)"""
+"""The progress functions of Core ML Tools: (module, name of the function)."""
 
 _lock = threading.RLock()
 
 
 @dataclass
 class Position:
-    """Where a conversion is.
+    """The current position of a conversion.
 
     Attributes:
-        node: The frontend's node being converted, or None outside the frontend.
-        begun: Whether the frontend has come to the operations.
-        pass_name: The MIL pass being run, once there was one.
-        in_pipeline: Whether MIL passes are being run.
+        node: The frontend's node that is being converted, or None outside the frontend.
+        begun: Whether the frontend has reached the operations.
+        pass_name: The current or last MIL pass, or None before the first one.
+        in_pipeline: Whether MIL passes are running.
     """
 
     node: Any = None
@@ -44,12 +44,12 @@ class Position:
     in_pipeline: bool = False
 
     def restart(self) -> None:
-        """Forgets where the last conversion was."""
+        """Forgets the position of the last conversion."""
         self.node = self.pass_name = None
         self.begun = self.in_pipeline = False
 
     def follow(self, items: Iterable[Any], *_args: Any, **_kwargs: Any) -> Iterator[Any]:
-        """Stands in for `tqdm`: passes the items on and notes each."""
+        """Yields the items unchanged and notes each of them; replaces `tqdm`."""
         for item in items:
             if isinstance(item, str):
                 self.pass_name, self.in_pipeline = item, True
@@ -59,7 +59,7 @@ class Position:
         self.node, self.in_pipeline = None, False
 
     def validating(self, validate: Callable[..., None]) -> Callable[..., None]:
-        """Wraps the method of MIL programs: between passes it does nothing."""
+        """Wraps the `validate` method of MIL programs, so that it does nothing between passes."""
 
         def validated(program: Any, *args: Any, **kwargs: Any) -> None:
             if not self.in_pipeline:
@@ -70,7 +70,10 @@ class Position:
 
 @contextmanager
 def quiet_conversion() -> Iterator[Position]:
-    """Silences Core ML Tools while the block runs; one conversion at a time, since its state is global."""
+    """Silences Core ML Tools while the context is open, and follows its position.
+
+    Only one thread converts at a time, because Core ML Tools keeps its state in globals.
+    """
     position = Position()
     logger = logging.getLogger("coremltools")
     with _lock, warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""Conversions on trial, so that what fails can stay outside Core ML instead of ending the lowering.
+"""Trial conversions, so that an operation that fails can stay outside Core ML instead of ending the lowering.
 
-ExecuTorch converts after it has partitioned, when it is too late to change a partition. With ``on_error="fallback"``
-the partitioner therefore converts each partition once before it proposes it.
+ExecuTorch converts after it has partitioned, when it is too late to change a partition. With ``on_error="fallback"``,
+the partitioner therefore converts each partition once before it proposes the partition.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,12 +25,12 @@ def failures(
     tensors: Mapping[str, torch.Tensor],
     groups: Iterable[Sequence[Node]],
 ) -> dict[Node, Refusal]:
-    """Converts partitions and returns what makes them fail.
+    """Converts partitions and returns the operations that make them fail.
 
     Args:
-        program: The program that the partitions are of.
+        program: The program that contains the partitions.
         options: How to convert.
-        tensors: Constants by name; the program's own may be without values while ExecuTorch partitions.
+        tensors: Constants by name. The program's own constants may have no values while ExecuTorch partitions.
         groups: The operations of each partition.
 
     Returns:
@@ -38,7 +38,7 @@ def failures(
 
     Raises:
         ConversionError: A conversion fails, and no single operation is the cause.
-        DeploymentTargetError: The same, for a deployment target that is too low.
+        DeploymentTargetError: The deployment target is too low, and no single operation is the cause.
     """
     found = {}
     names = {node.name: node for node in program.graph.nodes}
@@ -69,7 +69,11 @@ def _values(program: ExportedProgram, tensors: Mapping[str, torch.Tensor]) -> di
 
 
 def _value(table: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
-    """Returns the tensor itself, what it stands for, or ones."""
+    """Returns a tensor with values in place of a fake one.
+
+    This is the constant that the fake tensor holds, else `known` if its shape and dtype match, else ones. A tensor that
+    is not fake is returned as it is.
+    """
     if not isinstance(table, FakeTensor):
         return table
     if table.constant is not None:

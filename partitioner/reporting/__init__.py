@@ -1,1 +1,1 @@
-"""What a lowering did."""
+"""Reports on what a lowering did."""

@@ -1,4 +1,4 @@
-"""What a lowering did: which operations went to Core ML, which did not and why, and what would change it."""
+"""The report on a lowering: which operations went to Core ML, which did not and why, and what would change that."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ from partitioner.support.requirements import Requirement, describe
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One operation with one fate.
+    """All uses of one operation that had the same result: Core ML took them, or did not for one reason.
 
     Attributes:
         op: The operation's full name.
-        count: How often it occurs with this fate.
+        count: How often the operation occurs with this result.
         delegated: Whether Core ML takes it.
-        reason: Why not, or None.
+        reason: Why Core ML does not take it, or None.
         remedy: What would change that, when known.
-        source: A line of the model that made it, when known.
+        source: A line of the model's code that made the operation, when known.
     """
 
     op: str
@@ -37,15 +37,15 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class LoweringReport:
-    """What became of one program.
+    """The report on the lowering of one program.
 
     Attributes:
-        rows: Operations, those outside Core ML first, then by count.
+        rows: The operations; those outside Core ML come first, then those that occur most often.
         partitions: Number of delegate calls.
         target: Name of the deployment target; None for the oldest that runs ML programs.
-        target_reasons: What in the program asks for the target, when it was not given.
+        target_reasons: What in the program needs the target; empty when the user gave the target.
         compute_share: Share of the multiplications that Core ML does, 0 to 1.
-        notes: What was stored or computed otherwise than the program says, and why.
+        notes: What was stored or computed differently from what the program says, and why.
     """
 
     rows: tuple[ReportRow, ...]
@@ -61,7 +61,7 @@ class LoweringReport:
 
     @property
     def why_partitions(self) -> str:
-        """Why the program has as many delegate calls as it has."""
+        """The reason for the number of delegate calls."""
         outside = [row for row in self.rows if not row.delegated]
         if not outside:
             return "Core ML takes every operation"
@@ -91,13 +91,13 @@ def make_report(
     needs: Sequence[Requirement],
     given: bool,
 ) -> LoweringReport:
-    """Counts what was decided.
+    """Builds the report from the decision about every operation.
 
     Args:
         decisions: Every operation -> the reason why Core ML does not take it, or None.
         partitions: Number of delegate calls.
         target: The deployment target of the lowering.
-        needs: What the program asks of the device.
+        needs: What the program needs from the device.
         given: Whether the user gave the deployment target.
     """
     counts = Counter((op_name(node), found) for node, found in decisions.items() if "getitem" not in op_name(node))

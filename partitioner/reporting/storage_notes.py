@@ -1,4 +1,4 @@
-"""Which weights are stored in more bits than they were declared in, because Core ML has no such type."""
+"""Notes on weights that are stored in more bits than declared, because Core ML does not have the declared type."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _INDICES = "indices of lookup tables"
 
 
 def storage_notes(decisions: Mapping[Node, Refusal | None], constants: frozenset[str]) -> list[str]:
-    """Lines for the report.
+    """Returns lines for the report, one for each kind of weight that is stored in more bits than declared.
 
     Args:
         decisions: Every operation -> the reason why Core ML does not take it, or None.
