@@ -1,4 +1,4 @@
-"""What float16 cannot hold, found in a MIL program before it is cast: masks, tiny constants, large values."""
+"""Treatment of values that float16 cannot hold, before a MIL program is cast: masks, tiny constants, large values."""
 
 from partitioner.half_precision.safety import HALF_SAFETY as HALF_SAFETY
 from partitioner.half_precision.safety import Findings as Findings

@@ -1,8 +1,9 @@
-"""How large the values of a MIL program are known to be, from its constants and calibrated ranges alone.
+"""Estimates of how large the values of a MIL program are, from its constants and calibrated ranges only.
 
-Every value has a nominal magnitude: 1 for inputs and for what norms and bounded functions return; scalar factors and
-summands are multiplied and compared; a calibrated range gives the largest number it holds. Weights count only when they
-are larger than `LARGE_WEIGHT`: how far sums over ordinary weights go is a matter of the data, which this cannot know.
+Every value has a nominal magnitude. It is 1 for inputs and for the results of norms and bounded functions. Scalar
+factors multiply it, and of several summands the largest counts. A calibrated range gives the largest number that it
+holds. Weights count only if they are larger than `LARGE_WEIGHT`: how large a sum over ordinary weights gets depends on
+the data, which are not known here.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ LARGE_WEIGHT = 1e3
 
 Magnitudes = dict[Any, float]
 _Rule = Callable[[Any, Callable[[Any], float]], float]
-"""Takes an operation and a function that gives the magnitude of a value."""
+"""Returns a magnitude for an operation. The second argument is a function that returns the magnitude of a value."""
 
 
 def _bounded(operation: Any, of: Callable[[Any], float]) -> float:
@@ -53,11 +54,11 @@ def _dequantized(operation: Any, of: Callable[[Any], float]) -> float:
 
 
 def calibrated(operation: Any, integers: Any) -> float:
-    """Returns the largest magnitude that the range of a quantize or dequantize holds.
+    """Returns the largest magnitude in the range of a quantize or dequantize operation.
 
     Args:
         operation: The operation, with its scale and zero point.
-        integers: The value that is, or becomes, integer.
+        integers: The integer value: the input of a dequantize operation, the output of a quantize operation.
     """
     low, high = (0, 255) if integers.is_tensor_or_scalar_of(dtype="uint8") else (-128, 127)
     offset = 0 if operation.zero_point is None else np.asarray(operation.zero_point.val, np.float32)
@@ -92,7 +93,7 @@ _RULES: Mapping[str, _Rule] = MappingProxyType(
 
 
 def magnitudes(block: Any) -> Magnitudes:
-    """Returns the nominal magnitude of every floating-point value of a MIL block; of those that are not listed, 1."""
+    """Returns the nominal magnitudes of the floating-point values of a MIL block. A value that is not listed has 1."""
     found: Magnitudes = {}
 
     def of(value: Any) -> float:
@@ -124,7 +125,7 @@ def _constant(operation: Any) -> float:
 
 
 def _extreme(operation: Any) -> tuple[float, int]:
-    """Returns the largest finite magnitude of a constant, and its number of elements."""
+    """Returns the largest finite magnitude of a constant, and its number of elements (0 if it is compressed)."""
     named = operation.inputs
     if operation.op_type == "const":
         return _largest(operation.outputs[0].val)

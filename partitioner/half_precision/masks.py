@@ -1,8 +1,8 @@
-"""Masking constants: numbers such as ``torch.finfo(torch.float32).min`` that stand for "never attend here".
+"""Masking constants: numbers such as ``torch.finfo(torch.float32).min`` that mean "never attend here".
 
-Cast to float16 they become infinite, and zero times infinity, or a row in which everything is masked, is not a number.
-They are clamped to a magnitude that a softmax takes for minus infinity just as well. The magnitude leaves room for the
-sum of two masks and the scores.
+In float16 they would become infinite. Then zero times infinity is NaN, and so is the softmax of a row in which
+everything is masked. So they are clamped to a magnitude that a softmax treats like minus infinity. The magnitude leaves
+room for the sum of two masks and the scores.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from partitioner.limits import LARGEST_HALF
 
 CLAMPED = 3e4
 _CERTAIN = 1e8
-"""From this magnitude on, a factor is taken for a mask rather than a scale."""
+"""From this magnitude on, a factor counts as a mask, not as a scale."""
 
 _CARRIERS = frozenset(
     {
@@ -55,14 +55,14 @@ _SINKS = frozenset(
 
 
 def masking_constants(block: Any) -> Iterator[Any]:
-    """The constants of a MIL block beyond float16 that do nothing but mask what a softmax, maximum or sigmoid reads."""
+    """Yields constants beyond float16 that do nothing but mask the input of a softmax, a maximum or a sigmoid."""
     for operation in block.operations:
         if operation.op_type == "const" and exceeds_half(operation.outputs[0].val) and _only_masks(operation, block):
             yield operation
 
 
 def exceeds_half(value: Any) -> bool:
-    """Returns whether a constant holds finite numbers beyond float16."""
+    """Returns whether a float32 constant holds finite numbers beyond the range of float16."""
     if not isinstance(value, (np.ndarray, np.floating)) or value.dtype != np.float32:
         return False
     values = np.abs(value)
@@ -70,7 +70,7 @@ def exceeds_half(value: Any) -> bool:
 
 
 def clamp(operation: Any, block: Any, mb: Any) -> None:
-    """Puts a clamped constant in place of a masking one; infinities stay."""
+    """Replaces a masking constant by a clamped one. Infinities stay."""
     old = operation.outputs[0]
     value = np.asarray(old.val)
     clamped = np.where(np.isfinite(value), np.clip(value, -CLAMPED, CLAMPED), value).astype(np.float32)

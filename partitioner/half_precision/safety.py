@@ -1,4 +1,4 @@
-"""The MIL pass in front of the cast to float16: clamps masks, and says which operations stay in float32."""
+"""A MIL pass before the cast to float16, which clamps masks and selects the operations that stay in float32."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,10 +25,10 @@ _CAST = "common::add_fp16_cast"
 
 @dataclass
 class Findings:
-    """What a conversion found that float16 cannot hold.
+    """Values that float16 cannot hold, as found in a conversion.
 
     Attributes:
-        places: What was done -> the operations that it was done for.
+        places: What was done -> the operations that it was done for, each with its line in the model.
         wide: Names of the MIL operations that stay in float32.
     """
 
@@ -36,12 +36,12 @@ class Findings:
     wide: set[str] = field(default_factory=set)
 
     def add(self, done: str, operations: Iterable[Any]) -> None:
-        """Notes what was done for some operations, of which the first is named."""
+        """Notes what was done for some operations, and names the first of them."""
         self.places.setdefault(done, []).append(_place(operations))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A line for each kind of thing that was done."""
+        """One line for each kind of measure that was taken."""
         return tuple(
             f"{done}: {places[0]}" + (f" and {len(places) - 1} more" if len(places) > 1 else "")
             for done, places in self.places.items()
@@ -53,13 +53,13 @@ class Findings:
 
 
 def watch(pipeline: ct.PassPipeline) -> Findings:
-    """Puts the pass in front of the cast to float16, where a pipeline has one.
+    """Inserts the pass before the cast to float16, if a pipeline has this cast.
 
     Args:
-        pipeline: The MIL passes; changed in place.
+        pipeline: The MIL passes, changed in place.
 
     Returns:
-        What the pass will find, filled when the pipeline runs.
+        The findings of the pass, filled when the pipeline runs.
     """
     findings = Findings()
     if _CAST in pipeline.passes:
@@ -73,12 +73,12 @@ def watch(pipeline: ct.PassPipeline) -> Findings:
 
 
 class HalfSafety(AbstractGraphPass):
-    """Clamps masking constants and lists what must not be cast to float16."""
+    """A MIL pass that clamps masking constants and lists the operations that must not be cast to float16."""
 
     findings: Findings = Findings()
 
     def apply(self, prog: Any) -> None:
-        """Looks through, and changes, a program in place."""
+        """Checks a program and changes it in place."""
         for function in prog.functions.values():
             with function, mb.scope(*NO_ORIGIN):
                 _clamp_masks(function, self.findings)
@@ -95,9 +95,10 @@ def _clamp_masks(block: Any, findings: Findings) -> None:
 
 
 def _note_tiny(block: Any, findings: Findings) -> None:
-    """Core ML Tools stores numbers that would round to zero as the smallest one of float16.
+    """Notes the constants that would round to zero in float16.
 
-    That much more in front of a logarithm is another logarithm: there the number stays.
+    Core ML Tools stores them as the smallest number of float16. In the argument of a logarithm, this difference would
+    change the result: there the number stays in float32.
     """
     for operation in block.operations:
         value = operation.outputs[0].val if operation.op_type == "const" else None
@@ -142,7 +143,7 @@ def _keep_wide(block: Any, findings: Findings) -> None:
 
 
 def _return_wide(function: Any, sizes: Magnitudes) -> None:
-    """Takes away the cast of large results to float16, which they get from iOS16 on."""
+    """Removes the cast of large results to float16. Results get this cast from iOS16 on."""
     wide = [_exceeds(value, sizes) for value in function.outputs]
     if not any(wide):
         return
@@ -163,7 +164,7 @@ _PASSING = frozenset({"relu", "reshape", "transpose", "expand_dims", "squeeze", 
 
 
 def _widen_backwards(value: Any, size: float, sizes: Magnitudes) -> None:
-    """What is calibrated to be large is large where it is made."""
+    """Applies a large calibrated magnitude to a value, and to the values before it that only pass through."""
     while size > LARGEST_HALF and value is not None:
         sizes[value] = max(sizes.get(value, 1.0), size)
         made_by = value.op
@@ -180,7 +181,7 @@ def _values(operation: Any) -> Iterable[Any]:
 
 
 def _place(operations: Iterable[Any]) -> str:
-    """Returns the first of some operations and its line in the model."""
+    """Returns a text that names the first of some operations and its line in the model."""
     for operation in operations:
         traces = operation.scopes.get(ScopeSource.EXIR_STACK_TRACE) or [None]
         line = source_line(traces[0])

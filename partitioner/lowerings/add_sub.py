@@ -1,7 +1,7 @@
 """Sums and differences with a factor: ``x + alpha * y``, ``x - alpha * y`` and, for rsub, ``y - alpha * x``.
 
-The converters of Core ML Tools refuse `alpha` as a positional argument and ignore it as a keyword, which is how
-exported programs give it (coremltools#2573).
+The converters of Core ML Tools refuse `alpha` as a positional argument and ignore it as a keyword argument. Exported
+programs give it by keyword (coremltools#2573).
 """
 
 from typing import Any

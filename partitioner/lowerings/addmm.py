@@ -1,7 +1,8 @@
 """Products of matrices with factors: ``beta * x + alpha * (a @ b)``.
 
-Core ML multiplies values of one type only, and the converters of Core ML Tools pass integer factors on as they are. Of
-batches, they multiply a matrix by `alpha` before the product, which separates a dequantized matrix from it.
+Core ML multiplies only values of one type, but the converters of Core ML Tools pass integer factors on as they are. For
+batches of matrices (``baddbmm``), they multiply the first matrix by `alpha` before the product. That puts an operation
+between a dequantize and the product.
 """
 
 from typing import Any

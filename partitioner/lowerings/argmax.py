@@ -1,6 +1,6 @@
-"""The index of the largest or smallest element of the whole tensor.
+"""The index of the largest or smallest element of the whole tensor (``argmax`` and ``argmin`` without a dimension).
 
-The converters of Core ML Tools leave the axis out, which in Core ML does not mean "of the flattened input" and crashes
+The converters of Core ML Tools leave the axis out. In Core ML that does not mean "of the flattened input": it crashes
 (executorch#11715).
 """
 

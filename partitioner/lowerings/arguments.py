@@ -1,14 +1,14 @@
-"""Arguments of the operator call that a converter is given.
+"""Access to the arguments of the operator call that a converter converts.
 
-Core ML Tools keeps those given by position in `node.inputs` and those given by keyword in `node.kwinputs`, each in a
-tuple of one.
+Core ML Tools keeps arguments given by position in `node.inputs`. It keeps arguments given by keyword in
+`node.kwinputs`, each in a tuple of one.
 """
 
 from typing import Any
 
 
 def argument(node: Any, position: int, name: str, default: Any = None) -> Any:
-    """Returns an argument given by position or by keyword, as the graph has it: a number, text or a value's name."""
+    """Returns an argument given by position or by keyword, as it is in the graph: a number, text or a value's name."""
     return node.inputs[position] if len(node.inputs) > position else keyword(node, name, default)
 
 

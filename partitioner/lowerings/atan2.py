@@ -1,7 +1,7 @@
 """The angle of a point (``atan2``).
 
-Core ML Tools takes the arc tangent of ``y / x`` with 2e-8 added to a small ``x``. Points on the negative axis come out
-at 0 instead of pi, points near the other axis up to pi away, and in float16 the quotient overflows.
+Core ML Tools computes the arc tangent of ``y / x`` and adds 2e-8 to a small ``x``. Points on the negative x axis get 0
+instead of pi, points near the y axis get an angle that is up to pi away, and in float16 the quotient overflows.
 """
 
 import math
@@ -13,7 +13,8 @@ from coremltools.converters.mil.mil import types
 
 from partitioner.lowerings.registry import set_converter
 
-_SMALLEST = 2.0**-126  # of the normal numbers; in float16 it becomes the smallest that there is
+_SMALLEST = 2.0**-126
+"""The smallest normal number of float32. In float16 it becomes the smallest number that there is."""
 
 
 @set_converter("atan2")

@@ -1,8 +1,8 @@
-"""Limits on one side, and those of hardtanh, which are limits too.
+"""Clamps with a limit on one side only, and ``hardtanh``, which is a clamp too.
 
-Core ML Tools puts the largest number of float32 on the other side, which no float16 holds: such a limit stays in
-float32, and so off the Neural Engine, in a program in half precision, and infinity becomes a number. It takes the
-limits of hardtanh as they are, integers among them, and insists on the ones that exported programs leave out.
+Core ML Tools sets the missing limit to the largest number of float32, which float16 cannot hold. In a half-precision
+program this clamp then stays in float32, and so off the Neural Engine, and infinity becomes a finite number. The
+converter of hardtanh takes the limits as they are, even integers, and requires limits that exported programs leave out.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _HARDTANH = (-1.0, 1.0)
 
 
 def _limits(bound: Any, unlimited: float) -> bool:
-    """Returns whether a bound limits anything."""
+    """Returns whether a bound limits any value."""
     return bound is not None and not (bound.val is not None and np.all(bound.val == unlimited))
 
 

@@ -1,7 +1,7 @@
-"""Weights compressed by torchao's ``quantize_``: integers with scales for blocks, and lookup tables.
+"""Weights compressed by torchao's ``quantize_``: integers with one scale per block, or indices into lookup tables.
 
-The converters of ExecuTorch and Core ML Tools take matrices only, integers of the ranges -8..7 and -128..127 only, and
-tables for whole groups of rows or columns of matrices only.
+The converters of ExecuTorch and Core ML Tools take only matrices. They take only integers of the ranges -8..7 and
+-128..127, and only lookup tables for whole groups of rows or columns of a matrix.
 """
 
 from typing import Any

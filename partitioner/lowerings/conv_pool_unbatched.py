@@ -1,6 +1,6 @@
-"""Convolutions and pools of an input without batch dimension.
+"""Convolutions and pools of an input without a batch dimension.
 
-PyTorch takes both forms; Core ML only the batched one. The input gets a batch of one, which the result loses again.
+PyTorch takes both forms, Core ML only the batched one. The input gets a batch of one, and the result loses it again.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Arguments that exported programs leave out because they have their defaults, and that a converter insists on."""
+"""Arguments that a converter requires, but that exported programs leave out where they have their default values."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _DEFAULTS: dict[str, tuple[int, Sequence[Any]]] = {
     "conv_transpose2d.input": (2, (None, (1, 1), (0, 0), (0, 0), 1, (1, 1))),
     "conv_transpose3d.input": (2, (None, (1, 1, 1), (0, 0, 0), (0, 0, 0), 1, (1, 1, 1))),
 }
-"""Name -> the number of arguments that are always there, and the defaults of the rest."""
+"""Operation -> the number of arguments that are always given, and the defaults of the others."""
 
 
 def _filled(required: int, defaults: Sequence[Any]) -> Callable[[Any], None]:

@@ -1,7 +1,8 @@
 """Divisions of tensors of different types, and of integers with rounding.
 
-Core ML Tools leaves the types of ``true_divide`` unequal, unlike those of ``div``, and divides integers as
-floating-point numbers: float16 has none between 2048 and 2050, where indices of an image already are.
+Core ML Tools makes the operand types equal for ``div`` but not for ``true_divide``. It divides integers as
+floating-point numbers. But float16 has no number between 2048 and 2050, and indices into an image already get that
+large.
 """
 
 from typing import Any

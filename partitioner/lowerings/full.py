@@ -1,9 +1,9 @@
-"""Tensors that hold one value, in the dtype that the program declares, scalars among them.
+"""Tensors filled with one value, scalars included, in the dtype that the program declares.
 
-The converters of Core ML Tools read the dtype from a positional argument; exported programs give it by keyword, and the
-result had the dtype of the reference, or was floating point, whatever was asked for: a mask of zeros like a boolean
-tensor stayed boolean, and no operation accepts floating point as an index. A scalar's empty size became an empty float
-tensor, which the conversion refuses as a shape.
+The converters of Core ML Tools read the dtype from a positional argument, but exported programs give it by keyword. So
+the declared dtype is ignored: the result has the dtype of the reference tensor or is floating point. For example, zeros
+like a boolean tensor stay boolean, and no operation accepts a floating-point tensor as an index. The empty size of a
+scalar becomes an empty float tensor, and the conversion refuses that as a shape.
 """
 
 from typing import Any
@@ -26,12 +26,12 @@ def _stored_dtype(dtype: torch.dtype) -> Any:
 
 
 def _filled(value: int | None, size_position: int = 0, *, like: bool = False) -> Converter:
-    """Returns a converter of an operation that fills.
+    """Returns a converter for an operation that fills a tensor.
 
     Args:
-        value: What it fills with, or None when that is the argument behind the size.
+        value: The value to fill with. None: the argument after the size holds it.
         size_position: Position of the size among the arguments.
-        like: Whether a tensor of that size stands in place of the size.
+        like: Whether the argument at that position is a tensor of the wanted size instead of the size.
     """
 
     def convert(context: Any, node: Any) -> None:

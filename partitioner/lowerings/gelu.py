@@ -1,7 +1,7 @@
-"""GELU by its tanh approximation.
+"""GELU, exact or in its tanh approximation.
 
-Exported programs ask for it by keyword, and Core ML Tools reads positional arguments alone: it would compute the exact
-form, which is up to 5e-4 away.
+Exported programs ask for the approximation by keyword, but Core ML Tools reads only positional arguments. It would
+compute the exact form, which differs by up to 5e-4.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Group norm of values that the converter of Core ML Tools fails on: of volumes, and of a varying batch.
+"""Group norm of volumes and of inputs whose batch size varies. The converter of Core ML Tools fails on both.
 
-Core ML Tools puts the channels of a group on a dimension of their own, which are six for a volume, and writes the size
-of the batch down as a number. Here a group and all its places are one dimension.
+Core ML Tools puts the channels of a group on a separate dimension, which makes six dimensions for a volume. It also
+writes the batch size into the program as a fixed number. Here all elements of a group are one dimension.
 """
 
 import math
@@ -48,7 +48,7 @@ def _normalized(x: Any, groups: int, eps: float) -> Any:
 
 
 def _shapes(x: Any, groups: int) -> tuple[Any, Any]:
-    """(batch, groups, everything else), and the shape of `x`; a single size that varies is left to be inferred."""
+    """Returns the shape (batch, groups, everything else) and the shape of `x`. A single varying size is inferred."""
     if sum(map(is_symbolic, x.shape)) > 1:
         shape = mb.shape(x=x)
         first = mb.slice_by_size(x=shape, begin=[0], size=[1])

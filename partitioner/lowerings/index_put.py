@@ -1,8 +1,8 @@
-"""Assignment to several places along some dimensions (``x[:, i] = y``, ``index_copy``, ``index_fill``, ``index_add``).
+"""Assignment to several indices along some dimensions (``x[:, i] = y``, ``index_copy``, ``index_fill``, ``index_add``).
 
-The converter of Core ML Tools takes a single place where there are whole dimensions beside the indices, one that is
-counted from the front, cannot add there, and does not broadcast the indices. Here the indexed dimensions go to the
-front for the assignment.
+If some dimensions are whole slices (``:``), the converter of Core ML Tools takes a single index only. This index must
+be counted from the front, and the converter cannot add to the old values. It also does not broadcast the indices to
+one shape. Here the indexed dimensions are moved to the front for the assignment.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def _is_known(x: Any, indices: list[Any]) -> bool:
 
 
 def _named(context: Any, node: Any, x: Any, indices: list[Any]) -> list[str | None]:
-    """Returns names of the indices, counted from the front."""
+    """Adds the indices to the context, counted from the front, and returns their names."""
     names: list[str | None] = []
     for axis, index in enumerate(indices):
         name = None if index is None else f"{node.name}_index_{axis}"
@@ -68,13 +68,16 @@ def _named(context: Any, node: Any, x: Any, indices: list[Any]) -> list[str | No
 
 
 def _from_the_front(index: Any, size: int) -> Any:
-    """Counts negative indices from the front, which Core ML does up to iOS16 only; a scalar becomes a vector."""
+    """Counts negative indices from the front, which Core ML does up to iOS16 only. A scalar becomes a vector."""
     index = mb.expand_dims(x=index, axes=[0]) if index.rank == 0 else index
     return mb.select(cond=mb.less(x=index, y=0), a=mb.add(x=index, y=size), b=index)
 
 
 def _front(axes: list[int]) -> int:
-    """How many dimensions are in front of the indices' own: those of adjacent dimensions stay where these are."""
+    """Returns how many dimensions of ``x[indices]`` come before the dimensions of the indices.
+
+    If the indexed dimensions are adjacent, the dimensions of the indices replace them. Otherwise they come first.
+    """
     return axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
 
 
@@ -90,13 +93,13 @@ def _is_broadcastable(given: Sequence[int], wanted: Sequence[int]) -> bool:
 
 
 def _updates(x: Any, axes: list[int], places: tuple[int, ...], values: Any) -> Any:
-    """Returns the new values, those of each place together.
+    """Returns the new values with the dimensions of the indices first.
 
     Args:
-        x: What is assigned to.
+        x: The tensor that is assigned to.
         axes: The indexed dimensions.
-        places: The shape of the indices; of a scalar ``()``.
-        values: What can be broadcast to the shape of ``x[indices]``.
+        places: The shape of the indices, ``()`` for a scalar.
+        values: The assigned values, which can be broadcast to the shape of ``x[indices]``.
     """
     values = mb.cast(x=values, dtype=types.builtin_to_string(x.dtype))
     shape = _shape(x, axes, places)

@@ -1,8 +1,8 @@
 """Logarithms without an epsilon, logarithms of softmaxes, and ``expm1``.
 
-By default Core ML's `log` adds 1e-45 to its argument, so that the logarithm of zero would be -103 instead of
--infinity. Core ML Tools takes the logarithm of a softmax as those two operations: in float16 everything below e^-17
-rounds to zero, and what is 17 below the largest element has the logarithm of zero.
+By default Core ML's `log` adds 1e-45 to its argument, so the logarithm of zero would be -103 instead of -infinity. Core
+ML Tools converts the logarithm of a softmax to a softmax and a logarithm. In float16 everything below e^-17 rounds to
+zero, so an element that is 17 below the largest one gets the logarithm of zero.
 """
 
 import math
@@ -49,7 +49,7 @@ def _log_softmax(context: Any, node: Any) -> None:
 
 @set_converter("expm1")
 def _expm1(context: Any, node: Any) -> None:
-    """``tanh(x / 2) * (exp(x) + 1)``, in which nothing cancels where x is small."""
+    """Computes ``tanh(x / 2) * (exp(x) + 1)``, in which nothing cancels for a small x."""
     x = _as_float(_get_inputs(context, node, expected=1)[0])
     half = mb.tanh(x=mb.mul(x=x, y=0.5))
     context.add(mb.mul(x=half, y=mb.add(x=mb.exp(x=x), y=1.0), name=node.name))

@@ -1,6 +1,6 @@
-"""Or and exclusive or of booleans, which PyTorch calls bitwise; Core ML has them as logical operations.
+"""OR and XOR of booleans, which are bitwise operators in PyTorch and logical operations in Core ML.
 
-`partitioner.support.decide` keeps the bits of integers outside.
+`partitioner.support.decide` keeps bitwise operators on integers out of partitions.
 """
 
 from typing import Any

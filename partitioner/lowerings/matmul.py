@@ -1,4 +1,4 @@
-"""Matrix times vector, and vector times vector.
+"""Products of a matrix and a vector, and of two vectors.
 
 The converter of Core ML Tools reads two dimensions of the second operand, which fails when it is a vector.
 """

@@ -1,7 +1,7 @@
-"""Max pooling whose stride is left out.
+"""Max pooling without a stride argument.
 
-Exported programs omit arguments that have their defaults, so ``F.max_pool2d(x, 2)`` has no stride, and the converter of
-Core ML Tools refuses it ("got 2 input(s), expected minimum 3 inputs"). The default stride is the kernel size.
+Exported programs omit arguments that have their default values, so ``F.max_pool2d(x, 2)`` has no stride. The converter
+of Core ML Tools refuses it ("got 2 input(s), expected minimum 3 inputs"). The default stride is the kernel size.
 """
 
 from typing import Any

@@ -1,10 +1,10 @@
-"""RMS norm and instance norm, for which the converters of Core ML Tools compute wrong statistics.
+"""RMS norm and instance norm, which the converters of Core ML Tools convert wrongly.
 
-RMS norm: Core ML Tools divides the input by its largest magnitude, so that squares fit into float16, and then adds
-``eps`` to the mean square as if it had not: small inputs come out too large, and a row of zeros as not a number. Here
-``eps`` is scaled as well, and nothing is divided by less than its root.
+RMS norm: Core ML Tools divides the input by its largest magnitude, so that the squares fit into float16. Then it adds
+the unscaled ``eps`` to the mean square of the scaled input. So small inputs come out too large, and a row of zeros
+becomes NaN. Here ``eps`` is scaled as well, and the divisor is at least the square root of ``eps``.
 
-Instance norm: Core ML Tools takes the statistics of the input, also where the running ones were asked for.
+Instance norm: Core ML Tools uses the statistics of the input even if the program asks for the running statistics.
 """
 
 import math

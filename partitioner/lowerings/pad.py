@@ -1,6 +1,6 @@
 """Circular padding, and padding by a negative amount, which crops.
 
-Core ML's pad has neither. As in PyTorch, what is cropped is gone before the rest wraps around.
+Core ML's pad has neither. As in PyTorch, the input is cropped first, and only the rest wraps around.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from partitioner.lowerings.arguments import argument
 from partitioner.lowerings.registry import get_converter, set_converter
 
 Amounts = list[tuple[int, int, int]]
-"""Axis, elements added before, elements added after; negative ones are taken away."""
+"""Per axis: the axis, the number of elements added before, and the number added after. Negative numbers crop."""
 
 _stock = get_converter("pad")
 
@@ -23,7 +23,7 @@ def _mode(node: Any) -> str:
 
 
 def _part(x: Any, axis: int, begin: int, end: int) -> Any:
-    """Returns the elements of x from begin to end along an axis."""
+    """Returns the elements of `x` from `begin` to `end` along an axis."""
     whole = [index != axis for index in range(x.rank)]
     starts = [begin if index == axis else 0 for index in range(x.rank)]
     ends = [end if index == axis else 0 for index in range(x.rank)]

@@ -1,12 +1,12 @@
-"""Quantize and dequantize of the PT2E flow (``quantized_decomposed``).
+"""Quantize and dequantize operations of the PT2E flow (``quantized_decomposed``).
 
 Three differences from the converters of Core ML Tools 9.0:
 
-- Constants are stored in the declared type: there, iOS18 narrows an int8 tensor to int4 whenever its values happen to
-  fit, and fails when the zero point does not; and iOS16 fails on casting the zero point.
+- Constants are stored in the declared type. Core ML Tools narrows an int8 tensor to int4 for iOS18 if its values happen
+  to fit, and fails if the zero point does not fit. For iOS16 it fails when it casts the zero point.
 - A constant of any other integer type (an int32 bias) becomes a float constant.
-- Core ML quantizes to the full range of int8 or uint8. A narrower ``quant_min``/``quant_max`` is kept by clamping the
-  input to the values that the range can represent.
+- Core ML quantizes to the full range of int8 or uint8. For a narrower ``quant_min``/``quant_max``, the input of
+  ``quantize_per_tensor`` is clamped to the values that this range can represent.
 """
 
 from typing import Any
@@ -51,7 +51,10 @@ def _quantized(x: Any, scale: Any, zero_point: Any, dtype: np.dtype[Any], axis: 
 
 
 def _parameters(scale: Array, zero_point: Array, dtype: Any, axis: int | None) -> dict[str, Any]:
-    """Arguments of the MIL operations; a zero point of zero is left out, and without an axis both are scalars."""
+    """Returns the arguments of the MIL operations.
+
+    A zero point of zero is left out. Without an axis, the scale and the zero point are scalars.
+    """
     offset = zero_point.astype(dtype) if np.any(zero_point) else None
     if axis is None:
         return {"scale": scale.reshape(-1)[0], "zero_point": None if offset is None else offset.reshape(-1)[0]}

@@ -14,14 +14,14 @@ import partitioner.stock  # registers ExecuTorch's converters, which ours replac
 Converter = Callable[[Any, Any], None]
 
 _NAMELESS = frozenset({"aten", "prim"})
-"""Namespaces that Core ML Tools leaves out of the names of converters."""
+"""Namespaces that Core ML Tools leaves out of converter names."""
 
 
 def set_converter(*names: str) -> Callable[[Converter], Converter]:
-    """Registers a converter of exported programs under several names, in place of those that were there.
+    """Registers a converter for exported programs under several names, in place of the earlier converters.
 
-    Traced programs (torch.jit) keep the converters of Core ML Tools: their nodes are of another kind, and whoever
-    converts them does not expect us to have a part in it.
+    Traced programs (torch.jit) keep the converters of Core ML Tools. Their nodes are of another kind, and users who
+    convert them do not expect this package to change the result.
     """
 
     def register(convert: Converter) -> Converter:
@@ -45,13 +45,13 @@ def get_converter(name: str) -> Converter:
     """Returns the registered converter of an operation, by its canonical name (``"softmax"``).
 
     Raises:
-        KeyError: There is none.
+        KeyError: The operation has no converter.
     """
     return _TORCH_OPS_REGISTRY.name_to_func_mapping[name]
 
 
 def wrap_converter(name: str, prepare: Callable[[Any], None]) -> None:
-    """Runs `prepare` on the node before the registered converter sees it."""
+    """Makes the registered converter of an operation run `prepare` on the node first."""
     convert = get_converter(name)
 
     def wrapped(context: Any, node: Any) -> None:
@@ -65,8 +65,8 @@ def wrap_converter(name: str, prepare: Callable[[Any], None]) -> None:
 def has_converter(target: Any) -> bool:
     """Returns whether a converter exists for the target of an fx node.
 
-    Core ML Tools asks for the name without the namespace, and converts by the name with it: an operation of another
-    library than PyTorch is looked up as it is converted.
+    Core ML Tools checks for support by the name without the namespace, but converts by the name with it. An operator of
+    a library other than PyTorch is therefore looked up by its full name, as in the conversion.
     """
     if isinstance(target, torch._ops.OpOverload) and target.namespace not in _NAMELESS:
         name = f"{target._schema.name}.{target._overloadname}"

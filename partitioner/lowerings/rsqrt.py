@@ -1,7 +1,7 @@
-"""``rsqrt`` and ``reciprocal`` without the epsilon that Core ML adds to their argument unless told otherwise.
+"""``rsqrt`` and ``reciprocal`` without the epsilon that Core ML adds to their argument by default.
 
-Core ML Tools tells neither. By default `inverse` computes 1 / (x + 1e-4), and `rsqrt` adds 1e-12, which becomes 6e-8 as
-the smallest float16 number: half of what small activations of an RMS norm have as their mean square.
+Core ML Tools leaves the default on for both. `inverse` computes 1 / (x + 1e-4). `rsqrt` adds 1e-12, which in float16
+becomes 6e-8, the smallest number: half of the mean square that small activations of an RMS norm have.
 """
 
 from typing import Any

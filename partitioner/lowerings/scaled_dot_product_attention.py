@@ -1,10 +1,11 @@
-"""Attention in which several queries share a key and a value (``enable_gqa``), or whose scale is the usual one.
+"""Attention whose query heads share key and value heads (``enable_gqa``), or that names the usual scale.
 
-Core ML has one key and one value for each query; the converter of Core ML Tools ignores the argument and fails on the
-unequal numbers of heads.
+Core ML needs one key head and one value head for each query head. The converter of Core ML Tools ignores ``enable_gqa``
+and fails on the unequal numbers of heads. Here the key and value heads are repeated.
 
-Core ML's own operation (from iOS18 on) has the usual scale only, one over the root of the number of channels. Core ML
-Tools takes apart whatever names a scale, as the models of transformers do, that one too.
+Core ML's attention operation (from iOS18 on) has the usual scale only: one over the square root of the number of
+channels. Core ML Tools decomposes every call that names a scale, even the usual one, and the models of transformers do
+name it. Here the usual scale is left out.
 """
 
 import math
@@ -37,14 +38,14 @@ def _attention(context: Any, node: Any) -> None:
 
 
 def _is_usual(scale: Any, channels: Any) -> bool:
-    """Whether a scale is the usual one as float16 holds it, which is all that the decomposition would make of it."""
+    """Returns whether a scale equals the usual one in float16. The decomposition would not keep more precision."""
     if scale is None or is_symbolic(channels):
         return False
     return bool(np.float16(scale) == np.float16(1 / math.sqrt(channels)))
 
 
 def _repeated(context: Any, value: Any, times: int, name: str) -> str:
-    """Repeats every head, next to itself."""
+    """Repeats every head next to itself and returns the name of the result."""
     axis = value.rank + _HEADS
     wide = mb.expand_dims(x=value, axes=[axis + 1])
     tiled = mb.tile(x=wide, reps=[times if index == axis + 1 else 1 for index in range(wide.rank)])

@@ -1,6 +1,7 @@
-"""How compressed constants are stored: in the smallest Core ML type that holds what was declared.
+"""Compressed constants, stored in the smallest Core ML type that holds their declared range.
 
-Core ML Tools narrows integers to 4 bits by their values, whatever was declared. Here only the declaration counts.
+Core ML Tools narrows integers to 4 bits by their values and ignores the declared range. Here only the declaration
+counts.
 """
 
 from typing import Any
@@ -18,11 +19,11 @@ from partitioner.limits import stored_bits
 Array = NDArray[Any]
 
 _INTEGERS = (("int4", -8, 7), ("uint4", 0, 15), ("int8", -128, 127), ("uint8", 0, 255))
-"""From the smallest to the largest; the 4-bit types exist from iOS18 on."""
+"""Types with their lowest and highest integer, from the smallest to the largest. 4-bit types exist from iOS18 on."""
 
 
 def is_at_least_ios18() -> bool:
-    """Returns whether the conversion under way may use what iOS18 brought."""
+    """Returns whether the current conversion may use operations and types that are new in iOS18."""
     return bool(is_current_opset_version_compatible_with(AvailableTarget.iOS18))
 
 
@@ -32,10 +33,10 @@ def storage_type(minimum: int, maximum: int, *, signed: bool) -> Any:
     Args:
         minimum: Lowest integer of the range.
         maximum: Highest integer of the range.
-        signed: Which of the types is meant when a range fits both kinds.
+        signed: Whether the type is signed. This also decides for a range that fits both kinds.
 
     Returns:
-        A numpy dtype; int4 and uint4 are Core ML Tools' own.
+        A numpy dtype. Core ML Tools defines those for int4 and uint4.
 
     Raises:
         ValueError: No type holds the range.
@@ -51,12 +52,12 @@ def affine_constant(data: Array, scale: Array, zero_point: Array, name: str) -> 
 
     Args:
         data: Integers in their storage type.
-        scale: As many dimensions as the data; along each, one scale for a block of equal size.
+        scale: Scales with as many dimensions as the data. Along each dimension, one scale per block of equal size.
         zero_point: Integers of the scale's shape.
         name: The name of the result.
 
     Raises:
-        ValueError: Below iOS18, the scales differ along several dimensions or by blocks.
+        ValueError: Below iOS18, the scales differ along several dimensions or per block.
     """
     if is_at_least_ios18():
         offset = zero_point.astype(data.dtype) if np.any(zero_point) else None
@@ -75,16 +76,16 @@ def affine_constant(data: Array, scale: Array, zero_point: Array, name: str) -> 
 
 
 def table_constant(indices: Array, tables: Array, name: str) -> Any:
-    """Builds the constant whose elements are picked from lookup tables.
+    """Builds a compressed constant whose elements come from lookup tables.
 
     Args:
         indices: Indices into the tables.
-        tables: Of shape (tables along each dimension of the indices, entries, 1). A number of entries that Core ML has
-            no index for is filled up to the next one.
+        tables: Tables of shape (number of tables along each dimension of the indices, entries, 1). If no index of Core
+            ML has exactly this number of entries, the tables are filled up to the next number.
         name: The name of the result.
 
     Raises:
-        ValueError: Below iOS18, there is more than one table; or tables have more than 256 entries.
+        ValueError: Below iOS18, there is more than one table. Or the tables have more than 256 entries.
     """
     entries = tables.shape[-2]
     bits = stored_bits(entries)

@@ -1,9 +1,9 @@
-"""Copies into another memory format, such as channels last, or another dtype.
+"""Copies into another memory format, for example channels last, or into another dtype.
 
-A value of a Core ML program has no memory format, so such a copy only converts the dtype. The converters of Core ML
-Tools and ExecuTorch assert that the format is contiguous. That the values which leave a partition are contiguous is
-the business of `partitioner.support.decide`. Constants of 8-bit integers, such as the indices of lookup tables, are
-converted here: below iOS17 Core ML has no cast for them.
+A value of a Core ML program has no memory format, so the copy only converts the dtype. The converters of Core ML Tools
+and ExecuTorch assert that the format is contiguous. `partitioner.support.decide` makes sure that the values that leave
+a partition are contiguous. Constants of 8-bit integers, for example the indices of lookup tables, are converted here:
+below iOS17 Core ML has no cast for them.
 """
 
 from typing import Any

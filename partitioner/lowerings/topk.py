@@ -1,6 +1,7 @@
-"""The largest or smallest elements in any order.
+"""The largest or smallest elements in any order (``topk`` with ``sorted=False``).
 
-Below iOS17 Core ML has them sorted only, and Core ML Tools refuses ``sorted=False``. Sorted ones are in any order too.
+Below iOS17 Core ML only returns sorted elements, and Core ML Tools refuses ``sorted=False``. Here the elements are
+always sorted: "any order" allows that.
 """
 
 from typing import Any

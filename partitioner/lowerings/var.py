@@ -1,6 +1,6 @@
 """Variance and standard deviation of a whole tensor.
 
-Without dimensions, the converters of Core ML Tools divide by the number of elements whatever the correction is.
+Without dimensions, the converters of Core ML Tools divide by the number of elements and ignore the correction.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Selection between values of different types, or between scalars.
 
-The converter of Core ML Tools promotes a scalar to a type of its own, which ``select`` refuses beside a tensor, and
-cannot broadcast where nothing has dimensions.
+The converter of Core ML Tools may give a scalar another type than the tensor, and ``select`` refuses different types.
+It also cannot broadcast if the condition and both values are scalars.
 """
 
 from typing import Any
