@@ -1,8 +1,8 @@
-"""The backend: from a partition to the bytes that the device's Core ML delegate reads.
+"""The backend, which turns a partition into the bytes that the device's Core ML delegate reads.
 
 ExecuTorch finds a backend by class name among the direct subclasses of `BackendDetails`, and
-`to_edge_transform_and_lower` takes the last one defined. Ours is therefore defined after the stock class (imported
-through `partitioner.stock`), and hands work that our partitioner did not choose to it.
+`to_edge_transform_and_lower` takes the last one defined. Our class is therefore defined after the stock class, which is
+imported through `partitioner.stock`. It passes partitions that our partitioner did not choose to the stock class.
 """
 
 from typing import Any, final
@@ -23,9 +23,9 @@ from partitioner.stock import StockBackend
 
 @final
 class CoreMLBackend(BackendDetails):
-    """Lowers partitions to Core ML; its name is the one the device's delegate is registered under.
+    """A backend that lowers partitions to Core ML, with the name under which the device's delegate is registered.
 
-    The static methods write and read compile specs, with the arguments, keys and bytes of ExecuTorch's own backend.
+    The static methods write and read compile specs. Arguments, keys and bytes are those of ExecuTorch's own backend.
     """
 
     MODEL_TYPE = specs.ModelType
@@ -34,7 +34,7 @@ class CoreMLBackend(BackendDetails):
     def copy_exported_program_for_preprocess(
         cls, edge_program: ExportedProgram, compile_specs: list[CompileSpec]
     ) -> ExportedProgram:
-        """Returns the program itself for our own work, which never changes it, and a copy for the stock class."""
+        """Returns the program itself for our own backend, which never changes it, and a copy for the stock class."""
         if specs.is_marked(compile_specs):
             return edge_program
         return super().copy_exported_program_for_preprocess(edge_program, compile_specs)
@@ -45,7 +45,7 @@ class CoreMLBackend(BackendDetails):
 
         Args:
             edge_program: The partition.
-            compile_specs: How; see `generate_compile_specs`.
+            compile_specs: How to convert it; see `generate_compile_specs`.
 
         Returns:
             The delegate blob. Equal partitions and specs give equal bytes.
@@ -68,8 +68,8 @@ class CoreMLBackend(BackendDetails):
     ) -> dict[str, list[PreprocessResult]]:
         """Converts the partitions of all methods; see `preprocess`.
 
-        Methods share one model, and so their weights, unless the compile specs say otherwise, the deployment target
-        is below iOS18 or the methods have different numbers of partitions.
+        Methods share one model, and therefore their weights, except in three cases: the compile specs say otherwise,
+        the deployment target is below iOS18, or the methods have different numbers of partitions.
         """
         everything = [spec for method in compile_specs.values() for spec in method]
         if everything and not any(specs.is_marked(spec) for spec in everything):
@@ -106,7 +106,7 @@ class CoreMLBackend(BackendDetails):
 
         Args:
             compute_unit: Where the device may run the model.
-            minimum_deployment_target: The oldest system that must run it. None: the oldest that can.
+            minimum_deployment_target: The oldest system that must run it. None: the oldest system that can run it.
             compute_precision: Half or single precision.
             model_type: An mlpackage, or a model compiled here (macOS only).
             op_linear_quantizer_config: Arguments of ``coremltools.optimize.coreml.OpLinearQuantizerConfig`` to
@@ -127,86 +127,90 @@ class CoreMLBackend(BackendDetails):
 
     @staticmethod
     def generate_model_type_compile_spec(model_type: specs.ModelType) -> CompileSpec:
-        """Asks for an mlpackage or a compiled model."""
+        """Returns a compile spec that asks for an mlpackage or a compiled model."""
         return specs.write_option("model_type", model_type)
 
     @staticmethod
     def model_type_from_compile_specs(compile_specs: list[CompileSpec]) -> specs.ModelType:
-        """Reads the model type; default MODEL."""
+        """Reads the model type (default: MODEL)."""
         return specs.read_option("model_type", compile_specs)
 
     @staticmethod
     def generate_compute_precision_compile_spec(compute_precision: ct.precision) -> CompileSpec:
-        """Asks for half or single precision."""
+        """Returns a compile spec that asks for half or single precision."""
         return specs.write_option("compute_precision", compute_precision)
 
     @staticmethod
     def model_compute_precision_from_compile_specs(compile_specs: list[CompileSpec]) -> ct.precision:
-        """Reads the compute precision; default FLOAT16."""
+        """Reads the compute precision (default: FLOAT16)."""
         return specs.read_option("compute_precision", compile_specs)
 
     @staticmethod
     def generate_minimum_deployment_target_compile_spec(min_deployment_target: ct.target | None) -> CompileSpec:
-        """Asks for a model that runs on this target and newer ones."""
+        """Returns a compile spec that asks for a model that runs on this target and newer ones."""
         return specs.write_option("minimum_deployment_target", min_deployment_target)
 
     @staticmethod
     def min_deployment_target_from_compile_specs(compile_specs: list[CompileSpec]) -> ct.target | None:
-        """Reads the deployment target; default None."""
+        """Reads the deployment target (default: None)."""
         return specs.read_option("minimum_deployment_target", compile_specs)
 
     @staticmethod
     def generate_compute_unit_compile_spec(compute_unit: ct.ComputeUnit) -> CompileSpec:
-        """Tells the device where it may run the model."""
+        """Returns a compile spec that tells the device where it may run the model."""
         return specs.write_option("compute_unit", compute_unit)
 
     @staticmethod
     def compute_unit_from_compile_specs(compile_specs: list[CompileSpec]) -> ct.ComputeUnit:
-        """Reads the compute unit; default ALL."""
+        """Reads the compute unit (default: ALL)."""
         return specs.read_option("compute_unit", compile_specs)
 
     @staticmethod
     def generate_op_linear_quantizer_config_compile_spec(op_linear_quantizer_config: dict[str, Any]) -> CompileSpec:
-        """Asks Core ML Tools to quantize weights after conversion, with the arguments of OpLinearQuantizerConfig."""
+        """Returns a compile spec that asks Core ML Tools to quantize weights after conversion.
+
+        Args:
+            op_linear_quantizer_config: Arguments of ``coremltools.optimize.coreml.OpLinearQuantizerConfig``.
+        """
         return specs.write_option("op_linear_quantizer_config", op_linear_quantizer_config)
 
     @staticmethod
     def op_linear_quantizer_config_from_compile_specs(compile_specs: list[CompileSpec]) -> Any:
-        """Reads the OpLinearQuantizerConfig; default None."""
+        """Reads the OpLinearQuantizerConfig (default: None)."""
         return specs.read_option("op_linear_quantizer_config", compile_specs)
 
     @staticmethod
     def generate_pass_pipeline_compile_spec(pass_names: list[str]) -> CompileSpec:
-        """Names the MIL passes to run."""
+        """Returns a compile spec that names the MIL passes to run."""
         return specs.write_option("pass_pipeline", pass_names)
 
     @staticmethod
     def pass_pipeline_from_compile_specs(compile_specs: list[CompileSpec]) -> ct.PassPipeline:
-        """Reads the MIL passes; default `PassPipeline.DEFAULT`."""
+        """Reads the MIL passes (default: `PassPipeline.DEFAULT`)."""
         return specs.read_option("pass_pipeline", compile_specs) or ct.PassPipeline.DEFAULT
 
     @staticmethod
     def generate_multimethod_weight_sharing_strategy_compile_spec(strategy: specs.WeightSharing) -> CompileSpec:
-        """Says how methods share weights: POSITIONAL (partition by partition) or DISABLED."""
+        """Returns a compile spec for how methods share weights: POSITIONAL (partition by partition) or DISABLED."""
         return specs.write_option("weight_sharing", strategy)
 
     @staticmethod
     def multimethod_weight_sharing_strategy_from_compile_specs(
         compile_specs: list[CompileSpec],
     ) -> specs.WeightSharing:
-        """Reads the weight sharing; default POSITIONAL."""
+        """Reads the weight sharing (default: POSITIONAL)."""
         return specs.read_option("weight_sharing", compile_specs)
 
     @staticmethod
     def generate_enumerated_shapes_compile_spec(
         ep: ExportedProgram, enumerated_shapes: dict[str, list[list[int]]]
     ) -> CompileSpec:
-        """States the shapes that dynamic inputs may take.
+        """Returns a compile spec with the shapes that dynamic inputs may take.
 
         Args:
             ep: A program exported with dynamic shapes.
-            enumerated_shapes: Input name -> its shapes. With several inputs (iOS18) the lists have one length, and
-                the shapes at one position belong together.
+            enumerated_shapes: Input name -> its shapes. With several inputs (iOS18) the lists have the same length,
+                and shapes at the same index belong together.
 
         Raises:
             CompileSpecError: The shapes do not fit the program's inputs.
@@ -215,7 +219,7 @@ class CoreMLBackend(BackendDetails):
 
     @staticmethod
     def enumerated_shapes_from_compile_specs(compile_specs: list[CompileSpec]) -> Any:
-        """Reads the enumerated shapes; default None."""
+        """Reads the enumerated shapes (default: None)."""
         return specs.read_option("enumerated_shapes", compile_specs)
 
 

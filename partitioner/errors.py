@@ -17,7 +17,7 @@ class DeploymentTargetError(PartitionerError, ValueError):
     """The program needs a newer Core ML than the chosen minimum deployment target.
 
     Attributes:
-        node: The name of the graph node that needs it, when a conversion found it out.
+        node: The name of the graph node that needs it, when a conversion found that node.
     """
 
     node: str | None = None

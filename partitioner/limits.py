@@ -7,7 +7,7 @@ import coremltools as ct
 import torch
 
 HIGHEST_RANK = 5
-"""The most dimensions of a tensor."""
+"""The highest number of dimensions of a tensor."""
 
 BOUNDARY_DTYPES = frozenset(
     {torch.bool, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64}
@@ -33,7 +33,7 @@ INDEX_BITS: Mapping[int, ct.target] = MappingProxyType(
         8: ct.target.iOS16,
     }
 )
-"""Bits of an index into a lookup table, ascending -> the first deployment target that has them.
+"""Bits of an index into a lookup table, ascending -> the first deployment target that has such an index.
 
 Source: `constexpr_lut_to_dense` in coremltools.converters.mil.mil.ops.defs, of iOS16 (the size of `lut`) and of iOS18
 (the type of `indices`).
@@ -41,10 +41,12 @@ Source: `constexpr_lut_to_dense` in coremltools.converters.mil.mil.ops.defs, of 
 
 
 def stored_bits(entries: int) -> int:
-    """Bits of the smallest index that reaches every entry of a table; the table is filled up to what it can reach.
+    """Returns the bits of the smallest index that reaches every entry of a table.
+
+    The table is filled up to the number of entries that this index can reach.
 
     Raises:
-        ValueError: No index does: a table has more than 256 entries, which torchao has no operator for either.
+        ValueError: The table has more than 256 entries, which no index reaches. torchao has no operator for it either.
     """
     for bits in INDEX_BITS:
         if 2**bits >= entries:

@@ -1,4 +1,4 @@
-"""The way over ExecuTorch's edge dialect, for programs that Core ML does not take as a whole."""
+"""Lowering through ExecuTorch's edge dialect, for programs that Core ML does not take as a whole."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,16 +19,16 @@ _OUTSIDE_CORE_ATEN = re.compile(r"torch\._ops\.(\S+) is not in Core ATen opset")
 
 
 def lower_in_parts(programs: Mapping[str, ExportedProgram], partitioner: CoreMLPartitioner) -> EdgeProgramManager:
-    """Lowers programs, of which ExecuTorch runs what Core ML does not take.
+    """Lowers programs to Core ML; ExecuTorch runs the operations that Core ML does not take.
 
     Args:
         programs: What `torch.export.export` returns, by method name.
-        partitioner: How to lower.
+        partitioner: The partitioner, which holds the options of the lowering.
 
     Raises:
         UnsupportedOpError: A program computes with complex numbers, or neither Core ML nor ExecuTorch has some
-            operation; names all of them and their source lines.
-        PartitionerError: What the partitioner and the backend raise.
+            operation. The message names all of these operations and their source lines.
+        PartitionerError: The partitioner or the backend raised it.
     """
     nodes = [node for program in programs.values() for node in program.graph.nodes if node.op == "call_function"]
     _refuse_complex(nodes)
@@ -46,7 +46,7 @@ def lower_in_parts(programs: Mapping[str, ExportedProgram], partitioner: CoreMLP
 
 
 def _taken_only(programs: Iterable[ExportedProgram], partitioner: CoreMLPartitioner) -> Iterator[Any]:
-    """Operations that Core ML has and ExecuTorch has not, which its edge dialect admits on request only."""
+    """Yields operations that Core ML has and ExecuTorch lacks; the edge dialect admits these only on request."""
     for program in programs:
         constants = constant_values(program, partitioner.take_over_constant_data)
         for node in program.graph.nodes:
@@ -81,5 +81,8 @@ def _refused(error: Exception, nodes: Iterable[Node]) -> UnsupportedOpError:
 
 
 def _plain(name: str) -> str:
-    """Returns the name without what tells an operation from the ones that it is decomposed into (``_linalg_svd``)."""
+    """Returns an operator's name without namespace, overload and outer underscores.
+
+    An operation and the ones that it is decomposed into then match: ``linalg_svd`` and ``_linalg_svd``.
+    """
     return name.split(".")[1].strip("_") if "." in name else name

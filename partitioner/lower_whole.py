@@ -1,7 +1,8 @@
-"""Programs that Core ML takes as a whole, converted without ExecuTorch's edge dialect.
+"""Lowering without ExecuTorch's edge dialect, for programs that Core ML takes as a whole.
 
-The edge dialect exists for operators that run on ExecuTorch's own kernels. A program without such operators needs
-neither the passes of that dialect nor its copies: ExecuTorch only has to know one delegate call.
+The edge dialect prepares programs for operators that run on ExecuTorch's own kernels. When Core ML takes the whole
+program, no operator runs on those kernels. The passes of the dialect and its copies of the program are then skipped:
+ExecuTorch gets a program with one delegate call.
 """
 
 import operator
@@ -38,10 +39,10 @@ def lower_whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Edg
 
     Args:
         program: What `torch.export.export` returns.
-        partitioner: How to lower.
+        partitioner: The partitioner, which holds the options of the lowering.
 
     Returns:
-        The program, or None when some part of it has to go another way.
+        The lowered program, or None when Core ML does not take all of it this way.
 
     Raises:
         ConversionError: Core ML Tools cannot convert an operation.
@@ -73,13 +74,13 @@ def lower_whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Edg
 
 
 def _refused(program: ExportedProgram, partitioner: CoreMLPartitioner) -> set[Any]:
-    """Returns the operations of which Core ML does not take some call."""
+    """Returns the operations with at least one call that Core ML does not take."""
     decisions = decide(program, partitioner.skipped)
     return {node.target for node, reason in decisions.items() if reason is not None}
 
 
 def _is_plain(program: ExportedProgram) -> bool:
-    """Returns whether shapes are static, nothing is written in place, and inputs and outputs are tensors."""
+    """Returns whether shapes are static, nothing is written in place, and all inputs and outputs are tensors."""
     signature = program.graph_signature
     kinds = {spec.kind for spec in signature.output_specs}
     ends = [spec.arg for spec in (*signature.input_specs, *signature.output_specs)]
@@ -92,7 +93,10 @@ def _is_plain(program: ExportedProgram) -> bool:
 
 
 def _is_static(node: Node) -> bool:
-    """Whether all sizes of a node's values are numbers; taking tensor subclasses apart leaves symbols without use."""
+    """Returns whether all sizes of a node's values are numbers.
+
+    Nodes are checked, because taking tensor subclasses apart leaves symbols in the program that no value uses.
+    """
     values = tree_leaves(node.meta.get("val"))
     sizes = [size for value in values if isinstance(value, torch.Tensor) for size in value.shape]
     return not any(isinstance(value, torch.SymInt) for value in (*values, *sizes))
@@ -118,7 +122,7 @@ def _calling(
     specs: list[CompileSpec],
     result: PreprocessResult,
 ) -> ExportedProgram:
-    """Returns an edge program that passes its inputs to the delegate and returns what that gives."""
+    """Returns an edge program that passes its inputs to the delegate and returns the delegate's outputs."""
     name = "lowered_module_0"
     outline = torch.export.export(_Outline(outputs), tuple(_example(node) for node in inputs))
     module = LoweredBackendModule(
@@ -151,7 +155,10 @@ def _calling(
 
 
 class _Outline(torch.nn.Module):
-    """What ExecuTorch's passes may know of the delegate, which they trace again and again: its results' shapes."""
+    """A stand-in for the delegate in ExecuTorch's passes, which trace it again and again.
+
+    It knows only the shapes and dtypes of the results.
+    """
 
     def __init__(self, outputs: list[Node]) -> None:
         super().__init__()

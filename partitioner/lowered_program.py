@@ -1,4 +1,7 @@
-"""From an exported program to a `.pte` in one call, without the passes that only what stays outside Core ML needs."""
+"""Lowering of an exported program to a `.pte` in one call.
+
+It skips passes that only operations outside Core ML need.
+"""
 
 import os
 from collections.abc import Mapping
@@ -24,9 +27,9 @@ class LoweredProgram:
     """A program in ExecuTorch's format.
 
     Attributes:
-        manager: What ``to_executorch`` returns.
+        manager: The return value of ``to_executorch``.
         rejections: What was kept outside Core ML, and why.
-        report: What was lowered how, for each method.
+        report: How each method was lowered.
         direct: Whether the program went to Core ML as a whole, without ExecuTorch's passes.
     """
 
@@ -64,13 +67,13 @@ def lower(
 ) -> LoweredProgram:
     """Lowers an exported program to Core ML and writes it in ExecuTorch's format.
 
-    A program that Core ML takes as a whole is converted as it was exported, which needs a fraction of the time of
+    A program that Core ML takes as a whole is converted as it was exported. This needs a fraction of the time of
     ``to_edge_transform_and_lower(...).to_executorch()``. Programs with operations outside Core ML, several methods,
-    mutable buffers or dynamic shapes take that way.
+    mutable buffers or dynamic shapes are lowered with those slower calls.
 
     Args:
-        programs: What `torch.export.export` returns, or such by method name.
-        partitioner: How to lower; a `CoreMLPartitioner` with `compile_specs` when left out.
+        programs: What `torch.export.export` returns, or a dict of them by method name.
+        partitioner: The options of the lowering. Default: a `CoreMLPartitioner` with `compile_specs`.
         compile_specs: What `CoreMLBackend.generate_compile_specs` returns; not together with `partitioner`.
         config: How ExecuTorch writes the program.
 
@@ -81,7 +84,7 @@ def lower(
         ConversionError: Core ML Tools cannot convert an operation.
         DeploymentTargetError: The program needs a newer deployment target than the given one.
         UnsupportedOpError: The partitioner demands the whole graph, and Core ML does not take all of it; neither Core
-            ML nor ExecuTorch has some operation; or the program is not ready: in training mode, say.
+            ML nor ExecuTorch has some operation; or the program is not ready (for example, in training mode).
     """
     _check_kinds(programs, partitioner)
     if partitioner is not None and compile_specs is not None:

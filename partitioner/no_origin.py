@@ -1,6 +1,6 @@
-"""The origin of MIL operations that no line of the model made.
+"""The origin of MIL operations that do not come from a line of the model.
 
-Core ML Tools asks every operation of an exported program where it comes from.
+Core ML Tools requires an origin for every operation of an exported program.
 """
 
 from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
@@ -8,4 +8,4 @@ from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
 NO_ORIGIN = tuple(
     ScopeInfo(source=source, data=[None]) for source in (ScopeSource.EXIR_STACK_TRACE, ScopeSource.EXIR_DEBUG_HANDLE)
 )
-"""Arguments of `mb.scope` under which our own operations are built."""
+"""Arguments of `mb.scope`, for the scope in which our own operations are built."""

@@ -1,4 +1,4 @@
-"""The partitioner: which part of an edge program Core ML takes, and what ExecuTorch must keep whole for it."""
+"""The partitioner, which chooses what Core ML takes of a program and what ExecuTorch must not decompose."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -41,27 +41,28 @@ logger = logging.getLogger(__name__)
 
 
 class CoreMLPartitioner(Partitioner):
-    """Hands the operations that Core ML can run to `CoreMLBackend`.
+    """A partitioner that hands the operations that Core ML can run to `CoreMLBackend`.
 
     Args:
         skip_ops_for_coreml_delegation: Lower-case names of operations to keep outside Core ML (``"aten.add.tensor"``).
         compile_specs: What `CoreMLBackend.generate_compile_specs` returns. Without a deployment target the lowest
             one that the program needs is used.
-        take_over_mutable_buffer: Mutable buffers become Core ML states (iOS18); else they are inputs and outputs.
-        lower_full_graph: Refuse the program unless Core ML takes all of it.
-        take_over_constant_data: Weights go into the Core ML model; else they are inputs.
-        on_error: What becomes of an operation that Core ML Tools fails to convert. ``"raise"``: the lowering ends with
-            an error that names it. ``"fallback"``: it stays outside Core ML, and the report says so; each partition is
-            converted once more for that.
-        delegate_islands: Also give partitions to Core ML that `partitioner.support.small_groups` finds too small for
-            a call.
+        take_over_mutable_buffer: Whether mutable buffers become Core ML states (iOS18). If not, they are inputs and
+            outputs.
+        lower_full_graph: Whether to refuse the program unless Core ML takes all of it.
+        take_over_constant_data: Whether weights go into the Core ML model. If not, they are inputs.
+        on_error: What happens to an operation that Core ML Tools fails to convert. ``"raise"``: the lowering ends with
+            an error that names it. ``"fallback"``: it stays outside Core ML, and the report says so. Each partition is
+            then converted one more time.
+        delegate_islands: Whether Core ML also gets partitions that `partitioner.support.small_groups` finds too small
+            for a call.
 
     Attributes:
         rejections: What the last lowering kept outside Core ML, and why. `report` has that and more.
 
     Raises:
-        CompileSpecError: Compile specs are unreadable, arguments contradict each other or have the wrong type, or a
-            name is that of no registered operator.
+        CompileSpecError: Compile specs are unreadable, arguments contradict each other or have the wrong type, or no
+            registered operator has a given name.
     """
 
     def __init__(
@@ -114,11 +115,11 @@ class CoreMLPartitioner(Partitioner):
         )
 
     def transform_for_pre_decomposition(self, exported_program: ExportedProgram) -> ExportedProgram:
-        """Refuses, before any expensive work, a program that cannot be lowered as asked.
+        """Refuses a program that cannot be lowered as asked, before any expensive work, and prepares all others.
 
         Returns:
-            The program in functional form, with its own tables of constants: delegation removes entries from them,
-            and the caller may want to lower the program again.
+            The program in functional form, with its own tables of constants. Delegation removes entries from these
+            tables, and the caller may want to lower the program again.
 
         Raises:
             DeploymentTargetError: The program needs a newer deployment target than the given one.
@@ -146,10 +147,10 @@ class CoreMLPartitioner(Partitioner):
     def ops_to_not_decompose(
         self, ep: ExportedProgram
     ) -> tuple[list[torch._ops.OpOverload], Callable[[Node], bool] | None]:
-        """Names the composite operations of the program that Core ML has as one operation.
+        """Returns the composite operations of the program that Core ML has as one operation.
 
-        An operation of which Core ML refuses one call is decomposed everywhere: ExecuTorch decides by operation, and
-        has no kernels for composite ones.
+        If Core ML refuses one call of an operation, all calls of it are decomposed. The reason: ExecuTorch decides per
+        operation, and it has no kernels for composite ones.
         """
         kept = kept_whole(ep, self.skipped, constant_values(ep, self.take_over_constant_data))
         if self.on_error == "fallback" and kept:
@@ -206,7 +207,7 @@ class CoreMLPartitioner(Partitioner):
         return PartitionResult(tagged_exported_program=exported_program, partition_tags=tags)
 
     def report(self) -> tuple[LoweringReport, ...]:
-        """What the last lowering did, a report for each method that was partitioned; print them to read them."""
+        """Returns what the last lowering did: a printable report for each method that was partitioned."""
         return tuple(
             replace(report, notes=tuple(notes)) for report, notes in zip(self._reports, self._notes, strict=True)
         )
@@ -218,7 +219,7 @@ class CoreMLPartitioner(Partitioner):
         partitions: int,
         outside: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Adds to the report what was decided for a program.
+        """Adds a report on the decisions for a program.
 
         Args:
             program: The program.
@@ -236,7 +237,7 @@ class CoreMLPartitioner(Partitioner):
         self._reports += (make_report(decisions, partitions, target, needs, given is not None),)
 
     def specs_for(self, program: ExportedProgram) -> list[CompileSpec]:
-        """Returns the compile specs for our backend, with the deployment target that a program gets."""
+        """Returns the compile specs for our backend, with the deployment target for a program."""
         return self._marked_specs(self._target_for(program))
 
     def _marked_specs(self, target: ct.target | None) -> list[CompileSpec]:
@@ -250,14 +251,18 @@ class CoreMLPartitioner(Partitioner):
         return frozenset(name.lower() for name in self.skip_ops_for_coreml_delegation)
 
     def _states(self, program: ExportedProgram, outside: Collection[str] = ()) -> tuple[str, ...]:
-        """Returns names of the mutable buffers that Core ML can take over, without those known to stay outside."""
+        """Returns the names of mutable buffers that Core ML can take over, except those known to stay outside."""
         if not self.take_over_mutable_buffer:
             return ()
         left = {*outside, *unfit(program, self._initialized | initialized_buffers(program))}
         return tuple(name for name in program.graph_signature.buffers_to_mutate.values() if name not in left)
 
     def _tag_states(self, program: ExportedProgram) -> dict[str, str]:
-        """Tags the mutable buffers that Core ML takes over; returns why not for the others that it was to take."""
+        """Tags the mutable buffers that Core ML takes over.
+
+        Returns:
+            Name of a buffer that Core ML was asked to take over and cannot -> the reason.
+        """
         initialized = self._initialized | initialized_buffers(program)
         if not self.take_over_mutable_buffer:
             keep_outside(program, program.graph_signature.buffers_to_mutate.values(), initialized)
@@ -274,7 +279,7 @@ class CoreMLPartitioner(Partitioner):
         return group(program, decisions, tried, delegate_islands=self.delegate_islands or bool(self.skipped))
 
     def _forget(self) -> None:
-        """Lets go of the constants of the program that is being lowered."""
+        """Releases the constants of the program that is being lowered."""
         self._constants = {}
         self._methods = 0
 

@@ -5,7 +5,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """Kinds of refusals; the value is the remedy, where there is one for the whole kind."""
+    """Kinds of refusals. The value is the remedy, or None when the kind has no common remedy."""
 
     ARGUMENTS = None
     """Core ML has no such operation, or not with these arguments."""
@@ -25,11 +25,11 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why Core ML does not take an operation.
+    """A reason why Core ML does not take an operation.
 
     Attributes:
-        kind: What is in the way.
-        reason: The same for this operation, as a clause.
+        kind: The kind of the refusal.
+        reason: The reason for this operation, as a clause.
     """
 
     kind: Kind
@@ -37,7 +37,7 @@ class Refusal:
 
     @property
     def remedy(self) -> str | None:
-        """What would change it, when known."""
+        """A change after which Core ML would take the operation, or None when unknown."""
         remedy: str | None = self.kind.value
         return remedy
 

@@ -1,7 +1,7 @@
 """The parts of ExecuTorch's own Core ML backend that this package builds on.
 
-Importing its backend module first matters twice: it registers the Core ML Tools converters that ExecuTorch adds, and
-it defines the class that ours replaces (see `partitioner.backend`).
+ExecuTorch's backend module must be imported first, for two reasons: it registers the Core ML Tools converters that
+ExecuTorch adds, and it defines the class that ours replaces (see `partitioner.backend`).
 """
 
 from executorch.backends.apple.coreml.compiler.coreml_preprocess import (

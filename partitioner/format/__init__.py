@@ -1,1 +1,1 @@
-"""What a delegate holds, as bytes: the blob, and the package inside it."""
+"""Byte formats of a delegate: the blob, and the mlpackage inside it."""

@@ -5,8 +5,8 @@ Layout (the one ExecuTorch's Core ML delegate reads on the device)::
     file bytes | zero padding | reversed compact JSON
 
 The JSON is ``{"nodes": [{"children": {name: index}, "dataRegion": {"offset", "size"}, "kind", "name"}]}`` in
-post-order, the root last; kind is 0 for a file and 1 for a directory. It is stored reversed so that a reader finds its
-first character at the end of the blob.
+post-order, the root last; kind is 0 for a file and 1 for a directory. The JSON is stored reversed, so that a reader
+finds its first character at the end of the blob.
 """
 
 import json
@@ -21,9 +21,11 @@ ROOT_NAME = "lowered_module"
 _FILE, _DIRECTORY = 0, 1
 _MAX_METADATA_BYTES = 10 * 1024 * 1024
 _FIRST_METADATA_GUESS = 64 * 1024
-# Above this size the device maps regions instead of copying them, and a mapping starts on a page.
 _ALIGN_ABOVE_BYTES = 1 << 30
+"""The size above which the device maps regions instead of copying them."""
+
 _PAGE_BYTES = 16384
+"""The size of a page; a mapping starts on a page."""
 
 
 @dataclass
@@ -32,17 +34,17 @@ class _Directory:
 
 
 def write_blob(files: Mapping[str, bytes]) -> bytes:
-    """Flatten files into one delegate blob.
+    """Flattens files into one delegate blob.
 
     Args:
         files: POSIX paths relative to the root directory (``"metadata.json"``,
             ``"model.mlpackage/Manifest.json"``) and their contents.
 
     Returns:
-        The blob. Equal mappings give equal bytes, whatever their order.
+        The blob. Equal mappings give equal bytes; the order of the files does not matter.
 
     Raises:
-        BlobError: There is no file, a path is empty, absolute or climbs out of the root, a path is both file and
+        BlobError: There is no file, a path is empty, is absolute or leaves the root, a path is both file and
             directory, or the tree needs more metadata than a reader accepts.
     """
     tree = _build_tree(files)
@@ -92,7 +94,7 @@ def read_blob(data: "bytes | memoryview") -> dict[str, memoryview]:
 
 
 class _Writer:
-    """Collects nodes in post-order and the byte chunks that they point into."""
+    """A writer that collects nodes in post-order, and the byte chunks that they point into."""
 
     def __init__(self, alignment: int) -> None:
         self.nodes: list[dict[str, Any]] = []

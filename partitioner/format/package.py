@@ -1,8 +1,8 @@
-"""Canonical mlpackages: a converted model as bytes that depend on the model alone.
+"""Canonical mlpackages: a converted model as bytes that depend only on the model.
 
-Core ML Tools writes the date, tool versions, random UUIDs and protobuf maps in memory order. Here the protobuf is
-serialized with sorted maps and without build notes, and every identifier is derived from the content, because the
-device caches compiled models under the identifier and would run a stale model if two contents shared one.
+Core ML Tools writes the date, tool versions and random UUIDs, and it writes protobuf maps in memory order. Here the
+protobuf is serialized with sorted maps and without build notes, and every identifier is derived from the content. The
+device caches compiled models under the identifier, and would run a stale model if two contents shared one.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def package_files(spec: Any, weights: bytes | None) -> dict[str, bytes]:
     """Lays out an mlpackage.
 
     Args:
-        spec: The ``Model`` protobuf; its build notes and repeated constants are removed in place.
+        spec: The ``Model`` protobuf. Its build notes and repeated constants are removed in place.
         weights: The content of the weight file, or None when every constant is inside the spec.
 
     Returns:
@@ -48,11 +48,12 @@ def package_files(spec: Any, weights: bytes | None) -> dict[str, bytes]:
 def module_files(
     model: Mapping[str, bytes], names: Mapping[str, Any], directory: str = MODEL_DIRECTORY
 ) -> dict[str, bytes]:
-    """Lays out what the delegate reads: the model and its metadata.
+    """Lays out the files that the delegate reads: the model and its metadata.
 
     Args:
         model: The files of the mlpackage or of the compiled model.
-        names: What `metadata.json` says beside the identifier: ``inputNames`` and ``outputNames``, or ``methods``.
+        names: The content of `metadata.json` without the identifier: ``inputNames`` and ``outputNames``, or
+            ``methods``.
         directory: The name under which the delegate finds the model.
 
     Returns:
@@ -63,7 +64,7 @@ def module_files(
 
 
 def identifier(model: Mapping[str, bytes], names: Mapping[str, Any]) -> str:
-    """Returns the cache key of a model on the device: a hash of everything that the model is."""
+    """Returns the cache key of a model on the device: a hash of its files and of its names in the metadata."""
     return "executorch_" + _digest({**model, METADATA_FILE: _json(names)}).hex()
 
 

@@ -1,7 +1,7 @@
 """References from a delegate to a blob in the named data of the program, for methods that share one model.
 
 Layout (the one that ExecuTorch's Core ML delegate reads on the device): ``CMJR``, then JSON with a version, the key of
-the named data and the name of the function.
+the named data, and the name of the function.
 """
 
 import json
@@ -18,7 +18,7 @@ class Reference(NamedTuple):
 
     Attributes:
         key: The key of the named data.
-        function: The name of the model's function; None for the default one.
+        function: The name of the model's function, or None for the default one.
     """
 
     key: str

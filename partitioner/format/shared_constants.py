@@ -1,7 +1,7 @@
-"""Small constants of a model that say the same, stated once.
+"""Removal of repeated small constants from a model.
 
-Core ML Tools writes each argument of each operation as a constant of its own: an axis or a flag takes a hundred bytes,
-which are most of what a small model has beside its weights.
+Core ML Tools writes each argument of each operation as a separate constant. An axis or a flag takes a hundred bytes.
+In a small model, these constants are most of the bytes beside the weights.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ def share_constants(model: Any) -> None:
     """Removes, in place, the constants that repeat an earlier one of the same block.
 
     Args:
-        model: The ``Model`` protobuf of an ML program. Constants in the weight file stay as they are: equal ones were
-            found by Core ML Tools.
+        model: The ``Model`` protobuf of an ML program. Constants in the weight file stay as they are: Core ML Tools
+            has already found equal ones.
     """
     for function in model.mlProgram.functions.values():
         for block in function.block_specializations.values():
@@ -24,7 +24,12 @@ def share_constants(model: Any) -> None:
 
 
 def _share(block: Any, renamed: dict[str, str]) -> None:
-    """Removes repeated constants from a block; `renamed` holds those of the blocks around it."""
+    """Removes repeated constants from a block.
+
+    Args:
+        block: The block, changed in place.
+        renamed: Constants that were removed from the blocks around it -> the constants to read instead.
+    """
     first: dict[bytes, str] = {}
     renamed = dict(renamed)
     kept = []
@@ -58,7 +63,7 @@ def _bindings(operation: Any) -> Iterator[Any]:
 
 
 def _key(operation: Any) -> bytes | None:
-    """What a constant inside the protobuf says; None for any other operation."""
+    """Returns the type and value of a constant inside the protobuf, or None for any other operation."""
     if operation.type != _CONSTANT or operation.attributes[_VALUE].WhichOneof("value") != "immediateValue":
         return None
     content: bytes = operation.attributes[_VALUE].SerializeToString(deterministic=True)

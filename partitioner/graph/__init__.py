@@ -1,1 +1,1 @@
-"""Questions about fx graphs, and edits of them."""
+"""Helpers that read and edit fx graphs."""

@@ -1,4 +1,4 @@
-"""Small questions about fx nodes, answered the same way for ATen and edge programs."""
+"""Helpers that read fx nodes; they give the same answers for ATen and edge programs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,11 @@ ROUNDINGS = frozenset(
         torch.ops.quantized_decomposed.dequantize_per_tensor.default,
     }
 )
-"""Quantizations of activations in the PT2E flow."""
+"""Quantizations and dequantizations of activations in the PT2E flow."""
 
 
 def op_name(node: Node) -> str:
-    """Returns the overload's full name, ``"aten.add.Tensor"``, for ATen and edge operations alike."""
+    """Returns the overload's full name, ``"aten.add.Tensor"``, for both ATen and edge operations."""
     target: Any = node.target
     if not isinstance(target, torch._ops.OpOverload):  # an edge operation holds the ATen one
         target = getattr(target, "_op", target)
@@ -26,7 +26,10 @@ def op_name(node: Node) -> str:
 
 
 def skip_names(node: Node) -> frozenset[str]:
-    """The names under which `skip_ops_for_coreml_delegation` knows an operation: its own, and what it is a part of."""
+    """Returns the names under which `skip_ops_for_coreml_delegation` knows an operation.
+
+    These are its own name, and the names of the operations that it was decomposed from.
+    """
     names = {op_name(node).lower()}
     sources = list(node.meta.get("from_node") or ())
     while sources:
@@ -37,7 +40,7 @@ def skip_names(node: Node) -> frozenset[str]:
 
 
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
-    """Returns an argument given by position or by keyword."""
+    """Returns an argument that is given by position or by keyword, or its default."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
@@ -48,7 +51,7 @@ def tensor_of(value: Any) -> torch.Tensor | None:
 
 
 def is_viewable(value: torch.Tensor, shape: Sequence[int]) -> bool:
-    """Returns whether `shape` is a view of a tensor; else a reshape is a copy, and a view of that."""
+    """Returns whether a tensor has a view of `shape`. If not, a reshape copies the tensor and views the copy."""
     try:
         torch.empty_strided(value.shape, value.stride(), device="meta").view(shape)
     except RuntimeError:
@@ -57,7 +60,7 @@ def is_viewable(value: torch.Tensor, shape: Sequence[int]) -> bool:
 
 
 def constant_names(program: ExportedProgram) -> frozenset[str]:
-    """Returns names of the placeholders that hold parameters, buffers that are never written, and lifted tensors."""
+    """Returns the names of placeholders that hold parameters, buffers that are never written, or lifted tensors."""
     signature = program.graph_signature
     mutated = set(signature.buffers_to_mutate.values())
     buffers = (name for name, buffer in signature.inputs_to_buffers.items() if buffer not in mutated)
@@ -65,11 +68,11 @@ def constant_names(program: ExportedProgram) -> frozenset[str]:
 
 
 def constant_values(program: ExportedProgram, taken_over: bool = True) -> frozenset[str]:
-    """Returns names of the values that are constants of the Core ML model, or computed from such alone.
+    """Returns the names of values that are constants of the Core ML model, or are computed only from constants.
 
     Args:
         program: An ATen or edge program.
-        taken_over: Whether the weights go into the model, rather than being its inputs.
+        taken_over: Whether the weights go into the model. If not, they are its inputs.
     """
     known = set(constant_names(program) if taken_over else ())
     for node in program.graph.nodes:
@@ -91,5 +94,5 @@ def source_line(stack_trace: str | None) -> str | None:
 
 
 def place(node: Node) -> str:
-    """Returns an operation and where it is in the model, for messages."""
+    """Returns an operation's name and its source line in the model (else its node's name), for messages."""
     return f"{op_name(node)} ({source_line(node.meta.get('stack_trace')) or f'node {node.name!r}'})"

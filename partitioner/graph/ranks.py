@@ -1,7 +1,7 @@
-"""Values of more dimensions than Core ML has.
+"""Refusals of values that have more dimensions than Core ML supports.
 
-Only one use of them converts: a reshape to a high rank, a permutation, and a reshape back, as attention in windows has
-it. Core ML Tools rewrites that as a chain of low rank; quantizations in between move in front of it.
+Only one pattern with such values converts: a reshape to a high rank, a permutation, and a reshape back, as in window
+attention. Core ML Tools rewrites this pattern as a chain of low rank. Quantizations in between move in front of it.
 """
 
 from collections.abc import Mapping
@@ -29,17 +29,17 @@ _BETWEEN = frozenset(
 
 
 def is_high(value: Node) -> bool:
-    """Returns whether a value has more dimensions than Core ML."""
+    """Returns whether a value has more dimensions than Core ML supports."""
     tensor = tensor_of(value)
     return tensor is not None and tensor.dim() > HIGHEST_RANK
 
 
 def exceeds_ranks(node: Node, constants: frozenset[str]) -> bool:
-    """Whether an operation takes or makes a value of too many dimensions and cannot be one of the uses that convert.
+    """Returns whether an operation reads or returns a value of too high rank, and is not in the pattern that converts.
 
     Args:
         node: A ``call_function`` node.
-        constants: Names of constant values, which are folded, whatever their rank.
+        constants: Names of constant values; these are folded at any rank.
     """
     return op_name(node) not in _RESHAPES | _BETWEEN and any(_high_values(node, constants))
 
@@ -49,12 +49,12 @@ def _high_values(node: Node, constants: frozenset[str]) -> list[Node]:
 
 
 def rank_refusal(node: Node, decisions: Mapping[Node, Refusal | None], constants: frozenset[str]) -> Refusal | None:
-    """Returns the reason to refuse an operation for the rank of its input or result, or None.
+    """Returns the reason to refuse an operation because of the rank of an input or of its result, or None.
 
     Args:
         node: A ``call_function`` node.
         decisions: Every ``call_function`` node -> the reason why Core ML does not take it, or None.
-        constants: Names of constant values, which are folded, whatever their rank.
+        constants: Names of constant values; these are folded at any rank.
     """
     for value in _high_values(node, constants):
         rank = tensor_of(value).dim()  # type: ignore[union-attr]

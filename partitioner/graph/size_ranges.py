@@ -1,7 +1,7 @@
-"""Ranges of dynamic sizes as the program was exported with them.
+"""Ranges of dynamic sizes, as the program was exported with them.
 
-`torch.export` traces a size as at least two and notes apart that ``Dim(min=1)`` allows one, too. ExecuTorch's passes
-make the edge program anew from the trace, which loses that.
+`torch.export` traces a size as at least two. It stores separately that ``Dim(min=1)`` allows one, too. ExecuTorch's
+passes build a new edge program from the trace, and that lower bound is lost.
 """
 
 import copy
@@ -18,7 +18,7 @@ SizeRange = tuple[str, int, int]
 
 
 def size_ranges(program: ExportedProgram) -> tuple[SizeRange, ...]:
-    """Lists the bounded sizes of a program."""
+    """Returns the ranges of the bounded sizes of a program."""
     return tuple(
         (str(symbol), int(bounds.lower), int(bounds.upper))
         for symbol, bounds in program.range_constraints.items()
@@ -27,7 +27,10 @@ def size_ranges(program: ExportedProgram) -> tuple[SizeRange, ...]:
 
 
 def merged(ranges: Iterable[SizeRange]) -> tuple[SizeRange, ...]:
-    """Several methods may have one symbol with one upper bound; then the larger lower bound is right for all."""
+    """Returns one range for each pair of a symbol and an upper bound.
+
+    Several methods may have the same symbol with the same upper bound. The largest lower bound is then right for all.
+    """
     lowest: dict[tuple[str, int], int] = {}
     for symbol, lower, upper in ranges:
         lowest[symbol, upper] = max(lower, lowest.get((symbol, upper), lower))
@@ -35,7 +38,10 @@ def merged(ranges: Iterable[SizeRange]) -> tuple[SizeRange, ...]:
 
 
 def unbounded_sizes(program: ExportedProgram) -> list[str]:
-    """Lines for the report: which sizes of inputs have no upper bound, for which ExecuTorch plans the example's."""
+    """Returns lines for the report: the sizes of inputs that have no upper bound.
+
+    ExecuTorch plans memory for the example's size in their case.
+    """
     found = []
     inputs = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
@@ -58,7 +64,7 @@ def _is_unbounded(program: ExportedProgram, size: Any) -> bool:
 
 
 def with_size_ranges(program: ExportedProgram, ranges: Sequence[SizeRange]) -> ExportedProgram:
-    """Returns the program with the lower bounds that it was exported with."""
+    """Returns the program with the lower bounds of its sizes from the export."""
     lower_bounds = {(symbol, upper): lower for symbol, lower, upper in ranges}
     widened = {
         symbol: ValueRanges(lower_bounds[str(symbol), int(bounds.upper)], bounds.upper)

@@ -1,6 +1,6 @@
-"""Which mutable buffers become Core ML states, and which must stay with ExecuTorch.
+"""Choice of the mutable buffers that become Core ML states, and of those that must stay with ExecuTorch.
 
-A Core ML state is float16, starts at zeros, belongs to one model, and shows its content to nobody else.
+A Core ML state is float16, starts at zeros and belongs to one model. Nothing outside that model can read it.
 """
 
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.export import ExportedProgram
 
 INITIAL_VALUE_KEY = "et_init_buffer"
-"""Under this key of a placeholder's meta ExecuTorch's emitter is told to store the initial value of a buffer."""
+"""Key in a placeholder's meta that tells ExecuTorch's emitter to store the initial value of a buffer."""
 
 _COUNTS_BATCHES = (
     "; it counts the batches of a batch norm in training: call model.eval() before torch.export.export to be rid of it"
@@ -21,7 +21,7 @@ _NOT_ZEROS = (
 
 
 def initialized_buffers(program: ExportedProgram) -> frozenset[str]:
-    """Returns names of the mutable buffers that are known not to start at zeros.
+    """Returns the names of mutable buffers that are known not to start at zeros.
 
     Args:
         program: A program in functional form, ATen or edge; ExecuTorch may have hidden the values of its buffers.
@@ -61,12 +61,13 @@ def unfit(program: ExportedProgram, initialized: Collection[str]) -> dict[str, s
 
 
 def detach(program: ExportedProgram) -> None:
-    """Takes mutable buffers out of the graph of gradients, in the program's own tables.
+    """Detaches the mutable buffers from autograd, in the program's own tables and in its example values.
 
-    A buffer that a model wrote to outside of ``torch.no_grad()`` has a gradient, and cannot be written to in place.
+    If a model wrote to a buffer outside ``torch.no_grad()``, the buffer has a gradient. Such a buffer cannot be written
+    to in place.
 
     Args:
-        program: A program in functional form, whose tables are not shared with another.
+        program: A program in functional form. It shares its tables with no other program.
     """
     written = set(program.graph_signature.buffers_to_mutate.values())
     buffers = program.graph_signature.inputs_to_buffers
@@ -82,7 +83,7 @@ def spread(program: ExportedProgram, buffers: Collection[str]) -> dict[str, str]
 
     Args:
         program: An edge program whose partitions are tagged.
-        buffers: Names of the buffers to judge.
+        buffers: Names of the buffers to check.
 
     Returns:
         Name of a buffer -> why it stays outside Core ML.
@@ -105,12 +106,12 @@ def spread(program: ExportedProgram, buffers: Collection[str]) -> dict[str, str]
 
 
 def keep_outside(program: ExportedProgram, buffers: Collection[str], initialized: Collection[str]) -> None:
-    """Leaves buffers to ExecuTorch, with the values that they start at.
+    """Leaves buffers to ExecuTorch, with their initial values.
 
     Args:
         program: An edge program whose partitions are tagged.
         buffers: Names of the buffers that Core ML does not take over.
-        initialized: Names of those that do not start at zeros.
+        initialized: Names of the buffers that do not start at zeros.
     """
     names = program.graph_signature.inputs_to_buffers
     for node in program.graph.nodes:

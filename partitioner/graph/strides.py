@@ -1,4 +1,4 @@
-"""Strides of example values after a rewriting that keeps every value but not where its elements lie."""
+"""Strides of example values after a rewrite that keeps every value but changes the memory layout."""
 
 import operator
 from typing import Any
@@ -14,7 +14,7 @@ _ATEN = torch.ops.aten
 
 
 def have_same_strides(one: Any, other: Any) -> bool:
-    """Returns whether the tensors of two example values, which have the same structure, lie in memory alike."""
+    """Returns whether the tensors of two example values of the same structure have the same strides."""
     return all(
         a.stride() == b.stride()
         for a, b in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
@@ -23,14 +23,15 @@ def have_same_strides(one: Any, other: Any) -> bool:
 
 
 def follow_strides(graph: Graph, moved: set[Node]) -> None:
-    """Corrects, in place, what depends on the strides of values that were replaced by equal ones.
+    """Corrects a graph, in place, after some values were replaced by equal ones with other strides.
 
-    An element-wise operation keeps the strides of a permuted operand, and a view of its result may be one only because
-    of that. Where it no longer is, a copy is put in front of it.
+    An element-wise operation keeps the strides of a permuted operand, and a view of its result may depend on these
+    strides. Where the view is no longer possible, a copy is put in front of it. The example values are corrected, too.
 
     Args:
         graph: A graph in functional form.
-        moved: Nodes whose strides are not those of the values that they replace. What follows is added.
+        moved: Nodes whose strides differ from those of the values that they replace. Nodes whose strides change as a
+            result are added.
     """
     for node in graph.nodes:
         follows = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem

@@ -1,4 +1,4 @@
-"""Parts of a program as programs of their own, to convert them by themselves."""
+"""Copies of parts of a program as separate programs, which can be converted separately."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -25,16 +25,16 @@ from partitioner.limits import BOUNDARY_DTYPES
 def subprogram(
     program: ExportedProgram, nodes: Collection[Node], tensors: Mapping[str, torch.Tensor] | None = None
 ) -> ExportedProgram | None:
-    """Copies some operations of a program into a program of their own.
+    """Copies some operations of a program into a separate program.
 
     Args:
-        program: An ATen or edge program; it stays as it is.
-        nodes: ``call_function`` nodes of it. What they read of other nodes becomes an input.
-        tensors: Values of constants, by their name in the program, to use in place of its own.
+        program: An ATen or edge program. It is not changed.
+        nodes: ``call_function`` nodes of the program. Values that they read from other nodes become inputs.
+        tensors: Values of constants, by their name in the program, to use instead of the program's own values.
 
     Returns:
-        The part. Its outputs are the values that something else reads and that a Core ML model can return. None when
-        there are none of those, or when a value that is no tensor would have to be an input.
+        The separate program. Its outputs are the values that other nodes read and that a Core ML model can return. None
+        when there are no such values, or when an input would not be a tensor.
     """
     chosen = set(nodes)
     ordered = [node for node in program.graph.nodes if node in chosen]
@@ -62,13 +62,13 @@ def subprogram(
 
 
 def _named_like(copy: Node, original: Node) -> Node:
-    """Gives a copy its original's name, which a new graph may have changed (``input`` is a builtin)."""
+    """Gives a copy the name of its original; a new graph may have changed it (``input`` is a builtin)."""
     copy.name = original.name
     return copy
 
 
 def _leaves(node: Node, chosen: Collection[Node]) -> bool:
-    """Returns whether something else reads a value that Core ML models return."""
+    """Returns whether a value is read outside the chosen nodes (or nowhere) and Core ML models can return it."""
     tensor = tensor_of(node)
     if tensor is None or tensor.dtype not in BOUNDARY_DTYPES or is_high(node):
         return False
@@ -76,7 +76,10 @@ def _leaves(node: Node, chosen: Collection[Node]) -> bool:
 
 
 def _input_spec(program: ExportedProgram, value: Node) -> InputSpec:
-    """Constants stay constants; buffers that the program writes, and everything else, become inputs."""
+    """Returns the input specification of a value in the separate program.
+
+    Constants stay constants. Buffers that the program writes, and all other values, become inputs.
+    """
     given = {spec.arg.name: spec for spec in program.graph_signature.input_specs}.get(value.name)
     if given is None or given.target in program.graph_signature.buffers_to_mutate.values():
         return InputSpec(InputKind.USER_INPUT, TensorArgument(value.name), None)

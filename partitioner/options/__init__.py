@@ -1,1 +1,1 @@
-"""What a user asks of a lowering, read and checked once."""
+"""Options that a user gives to a lowering, read and checked once."""

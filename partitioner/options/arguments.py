@@ -1,4 +1,4 @@
-"""The partitioner's arguments: what each must look like, and which contradict each other."""
+"""Checks of the partitioner's arguments: their types, and combinations that contradict each other."""
 
 import sys
 from typing import Any
@@ -13,16 +13,16 @@ ON_ERROR = ("raise", "fallback")
 
 
 def check_types(skipped: Any, compile_specs: Any, on_error: Any, **flags: Any) -> None:
-    """Refuses arguments of the wrong kind.
+    """Refuses arguments of the wrong type.
 
     Args:
         skipped: `skip_ops_for_coreml_delegation`.
-        compile_specs: What should be a list of compile specs, or None.
-        on_error: What should be one of `ON_ERROR`.
-        flags: What should be True or False, by name.
+        compile_specs: The argument that must be a list of compile specs, or None.
+        on_error: The argument that must be one of `ON_ERROR`.
+        flags: The arguments that must be True or False, by name.
 
     Raises:
-        CompileSpecError: Names every argument that is wrong and what it may be.
+        CompileSpecError: Some arguments are wrong. The message names each of them and its allowed values.
     """
     problems = name_problems(skipped)
     whole = compile_specs is None or (
@@ -52,7 +52,7 @@ def check_together(
     """Refuses arguments that contradict each other, or that need macOS.
 
     Raises:
-        CompileSpecError: Names every contradiction.
+        CompileSpecError: Some arguments contradict each other, or need macOS. The message names every problem.
     """
     required = (
         (not skipped, "skip_ops_for_coreml_delegation must be empty"),

@@ -17,8 +17,9 @@ from partitioner.errors import CompileSpecError
 from partitioner.graph.size_ranges import SizeRange
 from partitioner.stock import MULTIMETHOD_WEIGHT_SHARING_STRATEGY, EnumeratedShapes, StockBackend
 
-# The presence of this key tells our backend that our partitioner chose the work. The device ignores unknown keys.
 MARK_KEY = "lowered_by"
+"""The key that tells our backend that our partitioner chose the partition. The device ignores unknown keys."""
+
 MARK = CompileSpec(MARK_KEY, b"coreml-quantizer")
 _FULL_GRAPH_MARK = CompileSpec(MARK_KEY, b"coreml-quantizer: full graph")
 
@@ -28,20 +29,20 @@ WeightSharing: TypeAlias = MULTIMETHOD_WEIGHT_SHARING_STRATEGY
 
 @dataclass(frozen=True)
 class LoweringOptions:
-    """Everything that compile specs can say, read once.
+    """The options that compile specs can state, read once.
 
     Attributes:
         compute_unit: Where the device may run the model; read by the device, not by the conversion.
-        minimum_deployment_target: The oldest system that must run the model. None: the oldest that can.
+        minimum_deployment_target: The oldest system that must run the model. None: the oldest system that can run it.
         compute_precision: Whether floating-point values are computed in half or single precision.
         model_type: An mlpackage, or a model compiled on this machine (macOS only).
-        op_linear_quantizer_config: Weights are quantized by Core ML Tools after conversion when this is given.
+        op_linear_quantizer_config: When given, Core ML Tools quantizes weights after conversion.
         pass_pipeline: The MIL passes to run.
         weight_sharing: How the methods of a program share their weights.
         enumerated_shapes: Symbolic input shape -> the shapes that it may take.
         lower_full_graph: Whether Core ML must take the whole program.
         size_ranges: What the partitioner knows of dynamic sizes; see `partitioner.graph.size_ranges`.
-        on_trial: Whether what fails to convert will stay outside Core ML.
+        on_trial: Whether operations that fail to convert will stay outside Core ML.
     """
 
     compute_unit: ct.ComputeUnit = ct.ComputeUnit.ALL
@@ -58,9 +59,9 @@ class LoweringOptions:
 
 
 class NotedSpecs(list[CompileSpec]):
-    """Compile specs that carry what the backend has to say back to whoever made them.
+    """A list of compile specs that carries notes from the backend back to the partitioner that made it.
 
-    ExecuTorch gives a backend the very list that the partitioner gave ExecuTorch, and nothing goes the other way.
+    ExecuTorch gives the backend the same list object that the partitioner gave ExecuTorch. There is no other way back.
 
     Attributes:
         notes: Lines for the report, filled by the backend.
@@ -73,7 +74,7 @@ class NotedSpecs(list[CompileSpec]):
 
 @dataclass(frozen=True)
 class _Field:
-    """How one option is stored: its key, its kinds of values in Python, and functions between a value and text."""
+    """The form in which an option is stored: key, Python types, functions from value to text and back, help texts."""
 
     key: str
     kinds: tuple[type, ...]
@@ -211,7 +212,7 @@ def read_option(name: str, compile_specs: Sequence[CompileSpec]) -> Any:
 
 
 def states(name: str, compile_specs: Sequence[CompileSpec]) -> bool:
-    """Returns whether some compile spec states the option, rather than leaving it at its default."""
+    """Returns whether some compile spec states the option. If none does, the option has its default."""
     return any(spec.key == _FIELDS[name].key for spec in compile_specs)
 
 
@@ -219,7 +220,7 @@ def parse(compile_specs: Sequence[CompileSpec]) -> LoweringOptions:
     """Reads a list of compile specs; the first spec of a key counts.
 
     Raises:
-        CompileSpecError: Some keys are unknown, some values are unreadable; all of them are named.
+        CompileSpecError: Some keys are unknown or some values are unreadable. The message names all of them.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -246,7 +247,7 @@ def parse(compile_specs: Sequence[CompileSpec]) -> LoweringOptions:
 def with_mark(
     compile_specs: Sequence[CompileSpec], target: ct.target | None, *, full_graph: bool = False
 ) -> list[CompileSpec]:
-    """Returns the specs for our backend: `target` in place of the given one, and the mark that claims the work."""
+    """Returns the specs for our backend: `target` instead of the given one, and the mark of our partitioner."""
     key = _FIELDS["minimum_deployment_target"].key
     specs = [spec for spec in compile_specs if spec.key not in (key, MARK_KEY)]
     return [*specs, write_option("minimum_deployment_target", target), _FULL_GRAPH_MARK if full_graph else MARK]
@@ -258,7 +259,10 @@ def is_marked(compile_specs: Sequence[CompileSpec]) -> bool:
 
 
 def note(compile_specs: Sequence[CompileSpec], lines: Sequence[str]) -> None:
-    """Tells whoever made compile specs what a conversion did; of specs made elsewhere, nobody asks."""
+    """Adds lines on a conversion to the notes of compile specs.
+
+    Specs that our partitioner did not make have no notes, and stay as they are.
+    """
     if isinstance(compile_specs, NotedSpecs):
         compile_specs.notes.extend(line for line in lines if line not in compile_specs.notes)
 

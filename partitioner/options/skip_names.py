@@ -1,4 +1,4 @@
-"""The names in `skip_ops_for_coreml_delegation`: what they must look like, and which of them exist."""
+"""Checks of the names in `skip_ops_for_coreml_delegation`: their form, and whether such operators exist."""
 
 import difflib
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ _ARGUMENT = "skip_ops_for_coreml_delegation"
 
 
 def name_problems(names: Any) -> list[str]:
-    """Says what is wrong with the argument.
+    """Returns the problems of the argument `skip_ops_for_coreml_delegation`.
 
     Args:
-        names: What the user gave.
+        names: The value that the user gave.
 
     Returns:
-        One sentence for each problem: a value that is no list of strings, or a name that no registered operator has.
+        One sentence for each problem: the value is no list of strings, or no registered operator has a name.
     """
     if names is None:
         return []
@@ -39,10 +39,10 @@ def name_problems(names: Any) -> list[str]:
 
 
 def without_effect(names: frozenset[str], nodes: Iterable[Node]) -> list[str]:
-    """Lines for the report: names that a program has no operation of.
+    """Returns lines for the report: names that match no operation of a program.
 
     Args:
-        names: What the user gave, in lower case.
+        names: The names that the user gave, in lower case.
         nodes: The operations of the program.
     """
     if not names:
@@ -52,7 +52,10 @@ def without_effect(names: frozenset[str], nodes: Iterable[Node]) -> list[str]:
 
 
 def _known_names() -> frozenset[str]:
-    """Lower-case names of all registered operators; read anew, because libraries register theirs when imported."""
+    """Returns the lower-case names of all registered operators.
+
+    They are read anew on each call, because libraries register their operators when they are imported.
+    """
     names = {"getitem", *torch._higher_order_ops.__all__}
     for registered in torch._C._dispatch_get_all_op_names():
         name = registered.replace("::", ".").lower()
