@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import coremltools as ct
 import torch
@@ -91,8 +92,8 @@ class CoreMLPartitioner(Partitioner):
         self._notes: tuple[list[str], ...] = ()
         self._size_ranges: tuple[SizeRange, ...] = ()
         self._initialized: frozenset[str] = frozenset()
-        self._constants: dict[str, torch.Tensor] = {}
-        self._methods = 0
+        # Weak, so that a partitioner that is kept for its report does not keep the weights of a program.
+        self._constants: WeakValueDictionary[str, torch.Tensor] = WeakValueDictionary()
         options = parse(self.compile_specs)
         check_together(
             options,
@@ -104,6 +105,12 @@ class CoreMLPartitioner(Partitioner):
         )
         target = options.minimum_deployment_target
         self.delegation_spec = DelegationSpec(CoreMLBackend.__name__, self._marked_specs(target))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_constants": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _constants=WeakValueDictionary())
 
     def __repr__(self) -> str:
         specs = ", ".join(f"{spec.key}={spec.value.decode(errors='replace')}" for spec in self.compile_specs)
@@ -132,7 +139,6 @@ class CoreMLPartitioner(Partitioner):
         self.rejections = ()
         self._reports = ()
         self._notes = ()
-        self._methods = 1 if finished else self._methods + 1
         self._target_for(exported_program)
         known = () if finished else self._size_ranges
         self._size_ranges = merged((*known, *size_ranges(exported_program)))
@@ -153,14 +159,12 @@ class CoreMLPartitioner(Partitioner):
         operation, and it has no kernels for composite ones.
         """
         kept = kept_whole(ep, self.skipped, constant_values(ep, self.take_over_constant_data))
+        if self.on_error == "fallback":
+            tables = {**ep.constants, **ep.state_dict}
+            self._constants.update({name: value for name, value in tables.items() if isinstance(value, torch.Tensor)})
         if self.on_error == "fallback" and kept:
-            self._constants |= {**ep.constants, **ep.state_dict}
             decisions = decide(ep, self.skipped, self.take_over_constant_data)
-            try:
-                self._group(ep, decisions)
-            except BaseException:
-                self._forget()
-                raise
+            self._group(ep, decisions)
             failed = {
                 node.target
                 for node, reason in decisions.items()
@@ -199,8 +203,6 @@ class CoreMLPartitioner(Partitioner):
             tag_constant_data(exported_program)
         outside = self._tag_states(exported_program)
         self.record(exported_program, decisions, len(groups), outside)
-        if len(self._reports) >= self._methods:  # the last one: nothing is converted on trial any more
-            self._forget()
         specs = self._marked_specs(self._target_for(exported_program, outside))
         spec = DelegationSpec(self.delegation_spec.backend_id, specs)
         tags = {f"tag{index}": spec for index in range(len(groups))}
@@ -277,11 +279,6 @@ class CoreMLPartitioner(Partitioner):
         tried = None if self.on_error == "raise" else partial(failures, program, options, self._constants)
         # What a user separates by name is not judged.
         return group(program, decisions, tried, delegate_islands=self.delegate_islands or bool(self.skipped))
-
-    def _forget(self) -> None:
-        """Releases the constants of the program that is being lowered."""
-        self._constants = {}
-        self._methods = 0
 
     def _target_for(self, program: ExportedProgram, outside: Collection[str] = ()) -> ct.target | None:
         refuse_dynamic_quantization(program)

@@ -1,6 +1,8 @@
 """Conversions that fail: the operation is found and named, or stays outside Core ML on request."""
 
+import gc
 import json
+import weakref
 
 import coremltools as ct
 import pytest
@@ -13,6 +15,7 @@ from helpers.lowering import lower as lower_to_edge
 from torch import Tensor, nn
 
 from partitioner import CoreMLBackend, CoreMLPartitioner, errors, host, lower
+from partitioner.conversion import trials
 from partitioner.lowerings import registry
 
 X = torch.linspace(-1, 1, 16).reshape(2, 8)
@@ -200,24 +203,86 @@ def test_no_operation_stays_on_the_cpu_where_nothing_runs_it() -> None:
     torch.testing.assert_close(result, model(X).detach(), rtol=1e-5, atol=1e-5)
 
 
-def _tensors_below(value: object) -> list[Tensor]:
-    """The tensors that containers and plain objects hold."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, torch.export.ExportedProgram):
-        value = {**value.state_dict, **value.constants}
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
-    return [tensor for item in items for tensor in _tensors_below(item)]
+class Outside(nn.Module):
+    """A linear layer, and an operator that Core ML does not take, so that the program is not lowered whole."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        nn.init.constant_(self.layer.weight, weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x).relu(), (x > 0).int() ^ 3
 
 
-@pytest.mark.parametrize("methods", [("forward",), ("first", "second")], ids=["one method", "two methods"])
-def test_a_partitioner_lets_go_of_the_weights_that_it_converted_on_trial(methods: tuple[str, ...]) -> None:
-    layer = nn.Linear(8, 8)
+def export_outside(weight: float = 1.0) -> torch.export.ExportedProgram:
+    return torch.export.export(Outside(weight).eval(), (X,))
+
+
+WAYS = {
+    "edge": lambda partitioner: to_edge_transform_and_lower(export_outside(), partitioner=[partitioner]),
+    "edge, two methods": lambda partitioner: to_edge_transform_and_lower(
+        {"first": export_outside(), "second": export_outside()}, partitioner=[partitioner]
+    ),
+    "lower": lambda partitioner: lower(export_outside(), partitioner=partitioner),
+    "lower, two methods": lambda partitioner: lower(
+        {"first": export_outside(), "second": export_outside()}, partitioner=partitioner
+    ),
+}
+
+
+def held_tensors(value: object) -> list[Tensor]:
+    """The tensors that an object keeps alive through containers and its attributes."""
+    found, seen, waiting = [], set(), [vars(value)]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (dict, list, tuple, set, weakref.WeakValueDictionary, weakref.ref)):
+            waiting += gc.get_referents(item)
+    return found
+
+
+def test_held_tensors_are_found_through_strong_references_alone() -> None:
+    tensor, holder = torch.ones(2), nn.Module()
+    holder.weak = weakref.WeakValueDictionary({"x": tensor})  # type: ignore[assignment]
+    assert held_tensors(holder) == []
+    holder.strong = {"x": [tensor]}  # type: ignore[assignment]
+    assert [item is tensor for item in held_tensors(holder)] == [True]
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_a_partitioner_lets_go_of_the_weights_that_it_converted_on_trial(way) -> None:
     partitioner = CoreMLPartitioner(on_error="fallback")
-    programs = {name: torch.export.export(nn.Sequential(layer, nn.ReLU()), (X,)) for name in methods}
-    to_edge_transform_and_lower(programs, partitioner=[partitioner])
-    assert _tensors_below(programs)
-    assert _tensors_below(vars(partitioner)) == []
+    lowered = way(partitioner)
+    assert partitioner.report()
+    assert held_tensors(partitioner) == []
+    del lowered
+
+
+@pytest.mark.parametrize("way", ["edge", "lower"])
+def test_trials_convert_the_weights_of_the_program_at_hand(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+
+    def convert(program: torch.export.ExportedProgram, options: object) -> object:
+        weights.extend(float(value[0, 0]) for value in program.state_dict.values() if value.dim() == 2)
+        return trial(program, options)
+
+    trial = trials.convert
+    monkeypatch.setattr(trials, "convert", convert)
+    partitioner = CoreMLPartitioner(on_error="fallback")
+    kept = [export_outside(2.0), export_outside(3.0)]
+    for program, expected in zip(kept, (2.0, 3.0), strict=True):
+        weights.clear()
+        if way == "edge":
+            to_edge_transform_and_lower(program, partitioner=[partitioner])
+        else:
+            lower(program, partitioner=partitioner)
+        assert weights
+        assert set(weights) == {expected}
 
 
 @pytest.mark.slow
