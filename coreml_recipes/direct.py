@@ -1,4 +1,4 @@
-"""A quantizer that ExecuTorch's export session gives to torchao as it is.
+"""A quantizer that ExecuTorch's export session gives to torchao without wrapping it.
 
 The session wraps torchao's quantizers into a `ComposableQuantizer`, which keeps `prepare_obs_or_fq_callback` from them;
 `CoreMLQuantizer` inserts its observers there. Quantizers of another class are passed on unwrapped, with a log line that
@@ -12,10 +12,10 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 
 
 class DirectQuantizer:
-    """Does what a quantizer does, without being of its class.
+    """A stand-in for a quantizer, of another class.
 
     Args:
-        quantizer: Does the work.
+        quantizer: The quantizer that every method is passed on to.
     """
 
     def __init__(self, quantizer: Quantizer) -> None:
@@ -25,17 +25,17 @@ class DirectQuantizer:
         return f"{type(self).__name__}({self.quantizer!r})"
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Passed on."""
+        """Calls the quantizer's method of this name."""
         return self.quantizer.transform_for_annotation(model)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Passed on."""
+        """Calls the quantizer's method of this name."""
         return self.quantizer.annotate(model)
 
     def validate(self, model: GraphModule) -> None:
-        """Passed on."""
+        """Calls the quantizer's method of this name."""
         self.quantizer.validate(model)
 
     def prepare_obs_or_fq_callback(self, model: GraphModule, observers: dict[Any, Any]) -> None:
-        """Passed on."""
+        """Calls the quantizer's method of this name."""
         self.quantizer.prepare_obs_or_fq_callback(model, observers)

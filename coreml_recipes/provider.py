@@ -1,4 +1,4 @@
-"""The provider: one table from a recipe type to its arguments and how it quantizes."""
+"""The provider of recipes: a table from recipe type to its arguments and its quantization."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ _PARTITIONER = (
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How a type of recipe is built.
+    """The construction of one type of recipe.
 
     Attributes:
-        quantize: Makes its quantization from the arguments of its own; None for floating point.
-        required: Arguments of its own that must be given.
-        optional: Arguments of its own that may be given.
-        precision: In which Core ML computes.
+        quantize: Makes the quantization from the recipe's own arguments; None for floating point.
+        required: Arguments that only this recipe has and that must be given.
+        optional: Arguments that only this recipe has and that may be given.
+        precision: The precision in which Core ML computes.
     """
 
     quantize: Callable[..., QuantizationRecipe] | None = None
@@ -64,7 +64,7 @@ _RECIPES: Mapping[RecipeType, _Recipe] = MappingProxyType(
 
 
 class CoreMLRecipeProvider(BackendRecipeProvider):
-    """Makes the recipes of ExecuTorch's Core ML backend from the parts of this project."""
+    """The recipes of ExecuTorch's Core ML backend, made from the parts of this project."""
 
     @property
     def backend_name(self) -> str:
@@ -72,7 +72,7 @@ class CoreMLRecipeProvider(BackendRecipeProvider):
         return _BACKEND
 
     def get_supported_recipes(self) -> Sequence[RecipeType]:
-        """Every recipe type of ExecuTorch's Core ML backend."""
+        """Returns every recipe type of ExecuTorch's Core ML backend."""
         return list(_RECIPES)
 
     def create_recipe(self, recipe_type: RecipeType, **kwargs: Any) -> ExportRecipe | None:

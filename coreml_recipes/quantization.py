@@ -19,17 +19,17 @@ _GROUP = 32
 
 
 def static(config: Any = None) -> QuantizationRecipe:
-    """Weights and activations in 8 bits, calibrated on the example inputs."""
+    """Returns the recipe of weights and activations in 8 bits, calibrated on the example inputs."""
     return _pt2e(presets.w8a8() if config is None else config)
 
 
 def weight_only(config: Any = None) -> QuantizationRecipe:
-    """Weights in 8 bits for each channel."""
+    """Returns the recipe of weights in 8 bits with a scale for each channel."""
     return _pt2e(presets.w8() if config is None else config)
 
 
 def channels(bits: int) -> Callable[..., QuantizationRecipe]:
-    """Weights of linear layers in integers, with a scale for each channel."""
+    """Returns the recipe of linear layers' weights as integers, with a scale for each channel."""
 
     def make(filter_fn: Filter | None = None) -> QuantizationRecipe:
         config = IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=PerAxis(0))
@@ -39,7 +39,7 @@ def channels(bits: int) -> Callable[..., QuantizationRecipe]:
 
 
 def groups(bits: int) -> Callable[..., QuantizationRecipe]:
-    """Weights of linear layers in integers, with a scale for each group of inputs of a channel."""
+    """Returns the recipe of linear layers' weights as integers, with a scale for each group of inputs of a channel."""
 
     def make(group_size: int = _GROUP, filter_fn: Filter | None = None) -> QuantizationRecipe:
         config = IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=PerGroup(group_size))
@@ -49,13 +49,13 @@ def groups(bits: int) -> Callable[..., QuantizationRecipe]:
 
 
 def codebook(bits: int, block_size: list[int], filter_fn: Filter | None = None) -> QuantizationRecipe:
-    """Weights of linear layers and embeddings in lookup tables."""
+    """Returns the recipe of linear layers' and embeddings' weights in lookup tables."""
     config = CodebookWeightOnlyConfig(dtype=getattr(torch, f"uint{bits}"), block_size=block_size)
     return _torchao(config, _linear_or_embedding if filter_fn is None else filter_fn)
 
 
 def problems(arguments: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the values of arguments that are given: of each, the first thing."""
+    """Returns what is wrong with the values of the arguments given: for each, the first problem."""
     found = []
     for name, rules in _VALUES.items():
         broken = (allowed for fits, allowed in rules if name in arguments and not fits(arguments[name]))

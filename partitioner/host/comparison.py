@@ -1,4 +1,4 @@
-"""How far precision policies are apart: what one may expect a device to differ by."""
+"""The distance between the results of precision policies: about as much as a device may differ."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ _DEFAULT = (FLOAT32, STORAGE16, SEQUENTIAL16)
 
 @dataclass(frozen=True)
 class Spread:
-    """How far the results of several policies for one output are apart.
+    """The distance between the results of several policies for one output.
 
     Attributes:
         output: Name of the output.
-        results: Policy name -> what it gave.
+        results: Policy name -> its result.
         largest: Largest distance between any two policies at one element.
         mean: Mean over the elements of that distance.
         decibels: Policy name -> ratio of signal to noise against the first policy, infinite where they agree.
@@ -40,9 +40,9 @@ class Spread:
 def compare_policies(
     program: Source, inputs: Mapping[str, Any], policies: Sequence[str | Policy] = _DEFAULT
 ) -> list[Spread]:
-    """Runs a program under several policies and says how far their results are apart.
+    """Runs a program under several policies and measures the distance between their results.
 
-    Core ML does not specify the precision in which a compute unit works. What the policies agree on may be relied upon;
+    Core ML does not specify the precision in which a compute unit works. Rely on what the policies agree on:
     a device may differ by about as much as they do.
 
     Args:

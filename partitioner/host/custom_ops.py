@@ -1,4 +1,4 @@
-"""Operations that users define, beside those that come with the host."""
+"""Registration of operations that users define."""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,7 +11,7 @@ from partitioner.host.registry import register_op as define
 
 @cache
 def _built_in() -> frozenset[str]:
-    """Loads what comes with the host, and returns the types of it."""
+    """Returns the types of the operations that come with the host."""
     import_module("partitioner.host.ops")
     return OPS.types()
 
@@ -25,7 +25,7 @@ def register_op(
         op_types: Operation types that the function computes.
         since: Earliest opset in which the definition holds; an older program uses an older definition.
         exact: Results need no rounding, for example because the operation only moves elements.
-        pure: The result depends on the inputs alone; False keeps it from being computed ahead of a run.
+        pure: The result depends on the inputs alone. False: it is never computed ahead of a run.
 
     Returns:
         A decorator that returns the function unchanged. When it raises, nothing is defined.

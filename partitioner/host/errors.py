@@ -6,11 +6,11 @@ from partitioner.errors import PartitionerError
 
 
 class HostError(PartitionerError):
-    """Base of every error that the host runtime raises on purpose."""
+    """Base of the errors of the host runtime."""
 
 
 class ProgramFormatError(HostError):
-    """A program is unreadable: truncated, corrupt, of another kind, or it points outside its package."""
+    """A program cannot be read: it is truncated, corrupt, of another kind, or points outside its package."""
 
 
 class UnsupportedMilOpError(HostError):

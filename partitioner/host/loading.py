@@ -1,4 +1,4 @@
-"""Loading programs and calling them."""
+"""Programs: how they are loaded and called."""
 
 import os
 import threading
@@ -118,7 +118,7 @@ class Program:
         return self._program
 
     def make_state(self, function: str | None = None) -> States:
-        """Fresh states, filled with zeros, for the functions that read and write them.
+        """Returns new states, filled with zeros, for the functions that read and write them.
 
         Args:
             function: Function whose states to make; the default one when None.

@@ -1,4 +1,4 @@
-"""Making ``MLModel.predict`` work where Core ML is not."""
+"""``MLModel.predict`` on machines without Core ML."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from partitioner.host.loading import Program, load
 from partitioner.host.mil.model import Feature, Function
 
 _FAILED = "Unable to compute the prediction using ML Program"
-"""How Core ML begins to say it, for tests that look for that."""
+"""The start of Core ML's own message, which tests look for."""
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def _make_state(self: Any) -> Any:
 
 
 class HostState:
-    """What an ``MLState`` made on this machine holds; reads and writes states as numpy arrays."""
+    """The content of an ``MLState`` made on this machine; reads and writes states as numpy arrays."""
 
     def __init__(self, program: Program, function: Function) -> None:
         """Makes fresh states for a function of a program."""
@@ -167,7 +167,7 @@ class _Host:
 
 
 def _as_declared(feature: Feature | None, value: Any) -> Any:
-    """Core ML takes whole numbers as floats where integers are declared; programs of this runtime do not."""
+    """Returns whole numbers that came as floats as the integers declared, as Core ML does."""
     if feature is None or feature.dtype is None or feature.dtype.is_float or feature.kind == "image":
         return value
     tensor = value.detach() if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))

@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Predict with the host runtime until the run ends.
+    """Makes ``predict`` use the host runtime until the run ends.
 
     Raises:
         pytest.UsageError: The policy is unknown.

@@ -87,7 +87,7 @@ _CONVERTERS: dict[Any, Callable[[Any], Any] | None] = {
     Floats: _tuple(float),
     Bools: _tuple(bool),
 }
-"""None: the value passes as it is."""
+"""Annotation -> the conversion of a constant value; None leaves the value as it is."""
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ _POOLS: Mapping[Any, Any] = MappingProxyType(
         _ATEN.adaptive_max_pool3d.default: _ATEN.max_pool3d.default,
     }
 )
-"""Each and the pool with windows of a given size."""
+"""Adaptive pool -> the pool with windows of a given size."""
 
 
 def replace_adaptive_pools(program: ExportedProgram) -> None:
-    """Replaces, in place, adaptive maximum pools whose windows are all alike and whose indices nobody reads.
+    """Replaces, in place, adaptive maximum pools whose windows have one size and whose indices are not read.
 
     Args:
         program: A program in functional form, before decompositions. Dynamic shapes are left alone.
@@ -42,7 +42,7 @@ def replace_adaptive_pools(program: ExportedProgram) -> None:
 
 
 def _windows(node: Node) -> list[int] | None:
-    """Returns the size of the windows; None where they differ, or where the places of the maxima are asked for."""
+    """Returns the size of the windows; None where they differ, or where the indices of the maxima are read."""
     wanted: Sequence[int] = node.args[1]  # type: ignore[assignment]
     source = tensor_of(node.args[0])
     sizes: Sequence[Any] = () if source is None else source.shape[-len(wanted) :]

@@ -1,8 +1,8 @@
-"""Exported programs in functional form, without tracing them again where that is not needed.
+"""Functional form of exported programs, without a second trace where none is needed.
 
-``program.run_decompositions({})`` traces the whole program to replace what may alias or write. In nearly every
-exported program that is a handful of operations, each of which has an obvious counterpart: here they are replaced one
-by one, and only a program with anything else is traced.
+``program.run_decompositions({})`` traces the whole program to replace operators that may alias or write. Most programs
+have few of them, and most of these have a direct counterpart. They are replaced one by one here. Only a program with
+other such operators is traced.
 """
 
 import copy
@@ -32,7 +32,7 @@ _ATEN = torch.ops.aten
 
 
 class FunctionalProgram(ExportedProgram):
-    """A program in functional form, which does not trace itself to get there."""
+    """A program that is in functional form already, so that an empty table asks for no trace."""
 
     def run_decompositions(
         self, decomp_table: Any = None, decompose_custom_triton_ops: bool = False
@@ -94,7 +94,7 @@ def _rewritten(program: ExportedProgram) -> Graph:
 
 
 class _Rewriter:
-    """Writes a program's graph anew.
+    """A writer of the functional graph of a program.
 
     Attributes:
         graph: The functional graph; nodes that survive keep their names.
@@ -140,7 +140,7 @@ class _Rewriter:
             self._owner[node] = node
 
     def _write_in_place(self, node: Node) -> None:
-        """Writes ``y = op_(x)`` as ``y = op(x)``; what reads x from here on reads y."""
+        """Writes ``y = op_(x)`` as ``y = op(x)``; later readers of x read y."""
         changed = node.args[0]
         target = out_of_place(node)
         refuse_composite(target)
@@ -178,7 +178,7 @@ class _Rewriter:
         return self._copied(node, target, (source, *arguments), keywords)
 
     def _inserted(self, node: Node, target: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Node:
-        """Writes an operation in front of the one that takes a node's name."""
+        """Writes an operation in front of the one that will have the node's name."""
         return self.graph.create_node("call_function", target, arguments, keywords, f"{node.name}_source")
 
     def _normalized(self, node: Node) -> Node:
@@ -206,6 +206,6 @@ class _Rewriter:
 
 
 def _meta(node: Node, value: Any) -> dict[str, Any]:
-    """Returns the metadata of a node that stands for another one, which tools find by ``from_node``."""
+    """Returns the metadata of a node that replaces another; ``from_node`` names the other."""
     source = NodeSource(node, __name__, NodeSourceAction.REPLACE)
     return {**node.meta, "val": value, "from_node": [source]}

@@ -1,4 +1,4 @@
-"""What becomes of an operation that may return a view, or writes, in a program in functional form.
+"""Functional forms of the operators that may return a view or write in place.
 
 `VIEWS` and `RENAMED` are the tables; `partitioner.rewrites.functional` applies them.
 """
@@ -28,7 +28,7 @@ def _reshaped(node: Node) -> Replacement:
 
 
 def _converted(node: Node) -> Replacement | None:
-    """``to`` in all its forms."""
+    """Returns the functional form of every overload of ``to``."""
     if {torch.channels_last, torch.channels_last_3d} & {*_formats(node.args), *_formats(node.kwargs.values())}:
         raise NotObviousError
     dtype = value_of(node).dtype
@@ -63,7 +63,7 @@ def _split(node: Node) -> Replacement:
 
 
 def _permuted(node: Node) -> Replacement:
-    """Returns a transposition as ExecuTorch has it, which would trace the program for that alone."""
+    """Returns a transposition as the permutation that ExecuTorch would trace the program for."""
     order = list(range(value_of(node).dim()))
     first, second = node.args[1:]
     order[first], order[second] = order[second], order[first]  # type: ignore[index]
@@ -95,7 +95,7 @@ VIEWS: Mapping[Any, Callable[[Node], Replacement | None]] = MappingProxyType(
         _ATEN.lift_fresh_copy.default: lambda node: (_ATEN.clone.default, (), {}),
     }
 )
-"""Operations that may return a view of their input, and what they become. None: their input."""
+"""Operation that may return a view -> its functional form; None: its input."""
 
 RENAMED: Mapping[Any, Any] = MappingProxyType(
     {
@@ -107,7 +107,7 @@ RENAMED: Mapping[Any, Any] = MappingProxyType(
         _ATEN.__xor__.Scalar: _ATEN.bitwise_xor.Scalar,
     }
 )
-"""Operators of Python, which the dialects of ExecuTorch and Core ML Tools know by their other names."""
+"""Operators that Python code calls -> the same under the name that ExecuTorch and Core ML Tools know."""
 
 IGNORED = frozenset({_ATEN._assert_tensor_metadata.default})
 
@@ -125,7 +125,7 @@ def value_of(node: Any) -> torch.Tensor:
 
 
 def refuse_composite(target: Any) -> None:
-    """Leaves what consists of other operations to a trace, unless it may stay whole.
+    """Refuses a composite operator, unless it may stay whole.
 
     Raises:
         NotObviousError: The operation may not stay whole.
@@ -135,7 +135,7 @@ def refuse_composite(target: Any) -> None:
 
 
 def out_of_place(node: Node) -> Any:
-    """Returns the operation that returns what an operation writes into its first argument.
+    """Returns the operator that returns what an in-place operator writes into its first argument.
 
     Raises:
         NotObviousError: There is none, or the operation writes elsewhere.

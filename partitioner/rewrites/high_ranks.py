@@ -1,9 +1,9 @@
-"""Values of more dimensions than Core ML has, of which one dimension is taken apart or reduced right away.
+"""Lower ranks for values that exceed Core ML's highest rank, when one of their dimensions is then split or reduced.
 
 Attention reshapes its projection to (batch, windows, tokens, 3, heads, channels), permutes that, and unbinds queries,
-keys and values; a maximum over a window is taken over one of six dimensions. What happens along one dimension does not
-care how the others are grouped: here it is done on (everything before, dimension, everything behind), and the result is
-brought into shape.
+keys and values; a maximum over a window is taken over one of six dimensions. An operation along one dimension gives the
+same result however the others are grouped. So it runs on (all before, dimension, all behind), and a
+reshape follows.
 """
 
 import math
@@ -37,7 +37,7 @@ class _Grouped(NamedTuple):
         source: The value of low rank.
         shape: The shape that it gets.
         order: The order of the dimensions of that shape in the value.
-        roundings: Quantizations on the way, each of all elements alike.
+        roundings: Quantizations between the two, each with one scale.
     """
 
     source: Node
@@ -47,7 +47,7 @@ class _Grouped(NamedTuple):
 
 
 def lower_ranks(program: ExportedProgram) -> None:
-    """Rewrites, in place, what takes one dimension of a value of high rank apart; the results stay the same.
+    """Rewrites, in place, operations that split or reduce one dimension of a value of high rank.
 
     Args:
         program: A program in functional form, before decompositions. Dynamic shapes are left alone.
@@ -70,7 +70,7 @@ def lower_ranks(program: ExportedProgram) -> None:
 
 
 def _dimension(user: Node, value: Node) -> int | None:
-    """Returns the dimension of a value that a user takes apart or reduces; None when it does anything else."""
+    """Returns the dimension that a user splits or reduces; None when it does anything else."""
     rank = tensor_of(value).dim()  # type: ignore[union-attr]
     if user.target not in _ALONG_ONE | _ALONG_SEVERAL or rank - 1 > HIGHEST_RANK or user.args[0] is not value:
         return None

@@ -1,8 +1,8 @@
-"""Values of more dimensions than Core ML has, of which only the last one matters.
+"""Lower ranks for values that exceed Core ML's highest rank, where operations use their last dimension only.
 
 Networks that cut an image into windows keep (batch, rows, columns, height, width, channels) apart through norms, linear
-layers and activations. These treat every place by itself: here they run on (places, channels), and what remains of the
-high rank is a reshape in front of a permutation, which converts.
+layers and activations. These work on each position by itself. So they run on (positions, channels), and of the high
+rank remains a reshape in front of a permutation, which converts.
 """
 
 import math
@@ -49,17 +49,17 @@ _LOCAL: Mapping[Any, Callable[[Node], bool]] = MappingProxyType(
         **dict.fromkeys((_ATEN.softmax.int, _ATEN._softmax.default, _ATEN.log_softmax.int), _along_last),
     }
 )
-"""Operations of which a place of the result depends on that place of the operands alone, and in which calls."""
+"""Operator -> whether a call computes each position of the result from that position of the operands alone."""
 
 
 def merge_leading_dimensions(program: ExportedProgram) -> None:
-    """Rewrites, in place, what treats every place of a value of high rank by itself; the results stay the same.
+    """Rewrites, in place, operations that compute each position of a value of high rank by itself.
 
     Args:
         program: A program in functional form, before decompositions. Dynamic shapes are left alone.
     """
     merged: dict[Node, Node] = {}
-    """Values of high rank, by what holds the same as (places, last dimension)."""
+    """Value of high rank -> the node with the same elements as (positions, last dimension)."""
     moved: set[Node] = set()
     """Results that do not have the strides of what they replace."""
     for node in list(program.graph.nodes):
@@ -79,7 +79,7 @@ def merge_leading_dimensions(program: ExportedProgram) -> None:
 
 
 def _is_local(node: Node, merged: Mapping[Node, Node]) -> bool:
-    """Whether a call works on (places, last dimension) alike. Quantizations do; they follow what is merged already."""
+    """Returns whether a call gives the same on (positions, last dimension). Quantizations follow their merged input."""
     if node.target in ROUNDINGS:
         return node.args[0] in merged
     is_local = _LOCAL.get(node.target)

@@ -1,1 +1,1 @@
-"""What Core ML takes, what it needs for that, and why the rest stays outside."""
+"""Decisions: which operators Core ML takes, which target they need, and why the rest stays outside."""

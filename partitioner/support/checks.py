@@ -73,7 +73,10 @@ def _of_numbers(node: Node) -> str | None:
 
 
 def _output_padding(padding: int, output_padding: int, transposed: int | None = None) -> Check:
-    """Arguments at the given positions; `transposed` for the operation that has both kinds of convolution."""
+    """Returns a check of the arguments at two positions.
+
+    `transposed` is the position of the argument that says which of both kinds of convolution the call is.
+    """
 
     def check(node: Node) -> str | None:
         if transposed is not None and not argument(node, transposed, "transposed", False):
@@ -88,7 +91,7 @@ def _output_padding(padding: int, output_padding: int, transposed: int | None = 
 
 
 def _plain_equation(node: Node) -> str | None:
-    """Decomposed, every form of einsum is products of matrices."""
+    """Refuses an equation that MIL's einsum lacks; decomposed, every equation is products of matrices."""
     terms, arrow, _ = str(node.args[0]).replace(" ", "").partition("->")
     if "." in terms or not arrow:
         return "Core ML Tools converts einsum only where the equation names every dimension, and those of the result"
@@ -124,7 +127,7 @@ def _low_threshold(node: Node) -> str | None:
 
 
 def _fractional_size(scales: int, align_corners: int | None = None) -> Check:
-    """Arguments at the given positions: the scale factors, and whether corners are aligned."""
+    """Returns a check of the arguments at two positions: the scale factors, and whether corners are aligned."""
 
     def check(node: Node) -> str | None:
         factors, x = argument(node, scales, "scale_factors"), tensor_of(node.args[0])
@@ -214,7 +217,7 @@ CONSTANT_OPERANDS: Mapping[str, tuple[int, ...]] = MappingProxyType(
         "quantized_decomposed.dequantize_per_channel.default": (1, 2),
     }
 )
-"""Positions of the operands that Core ML has as constants only."""
+"""Operator -> positions of the operands that Core ML takes as constants only."""
 
 _KINDS: Mapping[Check, Kind] = MappingProxyType(
     {
@@ -223,11 +226,11 @@ _KINDS: Mapping[Check, Kind] = MappingProxyType(
         _constant_qparams: Kind.COMPUTED_OPERAND,
     }
 )
-"""Checks whose refusals have a remedy; those of all others are about the arguments of the operator call."""
+"""Check -> the kind of its refusals. Those of all other checks are about the arguments of the call."""
 
 
 def check(node: Node) -> Refusal | None:
-    """Returns why the converter of an operator does not do what this call of it means, or None."""
+    """Returns why an operator's converter gets this call of it wrong, or None."""
     known = CHECKS.get(op_name(node))
     reason = None if known is None else known(node)
     return None if known is None or reason is None else Refusal(_KINDS.get(known, Kind.ARGUMENTS), reason)

@@ -1,4 +1,4 @@
-"""Composite operators: which of them ExecuTorch keeps whole, so that Core ML gets them as one operation."""
+"""The composite operators that ExecuTorch keeps whole, so that Core ML gets each as one operation."""
 
 import torch
 from torch.export import ExportedProgram

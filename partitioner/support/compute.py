@@ -1,4 +1,4 @@
-"""How much an operation computes: an estimate for reports, in multiplications and elements."""
+"""An estimate of what an operation computes, in multiplications or elements."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,18 +21,18 @@ def _elements(node: Node) -> int:
 
 
 def _convolution(node: Node) -> int:
-    """Each result is a sum over the weight of its channel."""
+    """Returns the multiplications of a convolution: each result is a sum over the weight of its channel."""
     weight = _shape(node.args[1])
     return _elements(node) * math.prod(weight[1:])
 
 
 def _product(position: int) -> Callable[[Node], int]:
-    """Each result is a sum over the last dimension of the operand at `position`."""
+    """Returns the cost of a product whose results are sums over the last dimension of the operand at `position`."""
     return lambda node: _elements(node) * (_shape(node.args[position]) or [1])[-1]
 
 
 def _attention(node: Node) -> int:
-    """Two products: queries with keys, and weights with values."""
+    """Returns the multiplications of two products: queries with keys, and weights with values."""
     query, key = _shape(node.args[0]), _shape(node.args[1])
     return 2 * math.prod(query) * key[-2] if len(key) > 1 else _elements(node)
 
@@ -50,7 +50,7 @@ _COSTS: Mapping[str, Callable[[Node], int]] = MappingProxyType(
 
 
 def cost(node: Node) -> int:
-    """Multiplications of products and convolutions; elements of the result for everything else."""
+    """Returns the multiplications of a product or convolution, and the result's elements for everything else."""
     return _COSTS.get(op_name(node), _elements)(node)
 
 

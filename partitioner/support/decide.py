@@ -1,7 +1,7 @@
-"""Whether Core ML can take an operation, decided from the operation, its arguments and its dtypes.
+"""The decision whether Core ML takes an operation, from its operator, arguments and dtypes.
 
-The base is Core ML Tools' list of converters; `partitioner.support.checks` names the cases in which a listed converter
-does not do what the operation means.
+It starts from Core ML Tools' list of converters. `partitioner.support.checks` has the calls that a listed converter
+gets wrong.
 """
 
 import operator
@@ -112,7 +112,7 @@ def decide(
 def refuse_exposed(
     program: ExportedProgram, decisions: dict[Node, Refusal | None], known: frozenset[str] | None = None
 ) -> None:
-    """Refuses, in `decisions`, every operation that would show the outside a value Core ML can only hold inside.
+    """Refuses, in `decisions`, operations whose results no Core ML model can return, where these leave it.
 
     Args:
         program: The edge program.
@@ -134,7 +134,7 @@ def refuse_exposed(
 
 
 def crossing_refusals(groups: Sequence[Sequence[Node]]) -> dict[Node, Refusal]:
-    """Reasons to refuse what would pass between partitions in a dtype that no Core ML model takes or returns."""
+    """Returns refusals of values that pass between partitions in a dtype that no Core ML model has at its edge."""
     home = {node: index for index, group in enumerate(groups) for node in group}
     found = {}
     for node, index in home.items():

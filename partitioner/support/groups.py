@@ -1,4 +1,4 @@
-"""Which operations go to Core ML together: partitions that can each run as one call."""
+"""The partitions: groups of operations that each run as one call of Core ML."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,8 +24,8 @@ def group(
 ) -> Groups:
     """Groups the taken operations into partitions.
 
-    What would pass from one partition to another in a dtype that no delegate takes, what fails to convert, and what is
-    too little to be worth a call is refused, in `decisions`.
+    It refuses, in `decisions`, operations that fail to convert, whose results would pass between partitions in a dtype
+    that no delegate takes, or that compute too little for a call.
 
     Args:
         program: An ATen or edge program.

@@ -1,4 +1,4 @@
-"""Whether ExecuTorch can run an operation that Core ML does not take."""
+"""ExecuTorch's own kernels: whether it can run an operation that Core ML does not take."""
 
 from functools import cache
 from typing import Any
@@ -30,7 +30,7 @@ def _decomposed() -> frozenset[object]:
 
 
 def runs_outside(node: Node) -> bool:
-    """Returns whether ExecuTorch has a kernel for an operation, or makes it of operations that it has kernels for.
+    """Returns whether ExecuTorch has a kernel for an operation, or decomposes it into operations with kernels.
 
     Its portable kernels are those of ATen's core set.
     """

@@ -14,7 +14,7 @@ _MOST_PLACES = 5
 
 
 def _trains_statistics(node: Node) -> bool:
-    """Without running statistics, a norm computes them of its input in either mode."""
+    """Returns whether a norm updates running statistics; without any, it does the same in either mode."""
     return bool(argument(node, 5, "training")) and argument(node, 3, "running_mean") is not None
 
 
@@ -31,10 +31,10 @@ _TRAINING: Mapping[str, Callable[[Node], bool]] = MappingProxyType(
         "aten.scaled_dot_product_attention.default": _drops,
     }
 )
-"""Operations that compute something else in training, and whether one does."""
+"""Operator that computes something else in training -> whether a call does."""
 
 _OBSERVER = re.compile(r"\bactivation_post_process_\d+")
-"""What PT2E names the observers and fake quantizers that it puts into a graph."""
+"""The names that PT2E gives to the observers and fake quantizers in a graph."""
 
 
 _FOREIGN_WEIGHTS: Mapping[str, str] = MappingProxyType({"Int8Tensor": "Int8WeightOnlyConfig"})
@@ -105,7 +105,7 @@ def random_notes(nodes: Iterable[Node]) -> list[str]:
 
 
 def _observer(node: Node) -> str | None:
-    """Returns the observer that an operation is of, or the operation itself when it is a fake quantizer."""
+    """Returns the observer that an operation belongs to, or the operation itself when it is a fake quantizer."""
     stack = node.meta.get("nn_module_stack") or {}
     found = next((match for entry in stack.values() if (match := _OBSERVER.search(str(entry[0])))), None)
     if found is not None:

@@ -22,7 +22,7 @@ from partitioner.limits import INDEX_BITS, stored_bits
 
 @dataclass(frozen=True)
 class Requirement:
-    """What one feature of a program asks of the device.
+    """The need of one feature of a program.
 
     Attributes:
         target: The oldest deployment target that has the feature.
@@ -47,7 +47,7 @@ the operation behind or in front of them counts.
 """
 
 _Rule = Callable[[Node, frozenset[str]], tuple[ct.target, str] | None]
-"""Takes an operation and the names of the constant values."""
+"""A function of an operation and the names of the constant values; it returns the target and the feature, or None."""
 
 RANGE_ARGUMENTS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
@@ -67,7 +67,7 @@ def _quantize(node: Node, constants: frozenset[str]) -> tuple[ct.target, str]:
 
 
 def _dequantize(minimum: int, maximum: int) -> _Rule:
-    """Arguments `minimum` and `maximum` hold the integer range."""
+    """Returns the rule of an operator whose arguments at `minimum` and `maximum` are the integer range."""
 
     def rule(node: Node, constants: frozenset[str]) -> tuple[ct.target, str] | None:
         if isinstance(node.args[0], Node) and node.args[0].name not in constants:
@@ -119,7 +119,7 @@ RULES: Mapping[str, _Rule] = MappingProxyType(
 _NO_STATES = "To leave mutable buffers to ExecuTorch: CoreMLPartitioner(take_over_mutable_buffer=False)"
 
 _DYNAMIC = ("choose_qparams", "_choose_qparams")
-"""Operations that compute scales at run time, and the quantizers that take them."""
+"""Prefixes of the operators that compute scales at run time."""
 
 
 def find_requirements(
@@ -207,7 +207,7 @@ def _asked_by(entries: Iterable[str | None]) -> str:
 
 
 def describe(requirements: Iterable[Requirement]) -> tuple[str, ...]:
-    """One line for each feature and origin, with the entries that ask for it."""
+    """Returns one line for each feature and origin, with the entries that ask for it."""
     asked: dict[str, list[str | None]] = {}
     for item in requirements:
         asked.setdefault(f"{item.feature}: {item.origin}", []).append(item.entry)

@@ -1,6 +1,6 @@
-"""Which partitions are too small to be worth a delegate call.
+"""The partitions that are too small to be worth a delegate call.
 
-A call copies its inputs and outputs and starts Core ML, some tenths of a millisecond, whatever it computes. A few
+A call copies its inputs and outputs and starts Core ML, some tenths of a millisecond even for one addition. A few
 element-wise operations on small tensors between two operations on the CPU take microseconds there. The rule:
 
 - nothing in the partition multiplies matrices, convolves or attends, and it has at most `MOST_OPERATIONS` operations,

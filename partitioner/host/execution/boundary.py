@@ -1,4 +1,4 @@
-"""Values that cross the boundary of a program: checking inputs, typing outputs."""
+"""Inputs and outputs of a program: checks, and conversions of their types."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ def check_count(features: Sequence[Feature], given: Sequence[Any]) -> None:
 
 
 def to_program(feature: Feature, given: Any, policy: Policy) -> torch.Tensor:
-    """Checks an input and brings it to the type in which programs compute.
+    """Checks an input and converts it to the type in which programs compute.
 
     Args:
         feature: The input's declaration.
@@ -93,7 +93,7 @@ def default_input(feature: Feature) -> torch.Tensor:
 
 
 def to_caller(feature: Feature, value: Any, owned: frozenset[int]) -> Any:
-    """Bring an output to its declared type.
+    """Converts an output to its declared type.
 
     Args:
         feature: The output's declaration.
@@ -110,7 +110,7 @@ def to_caller(feature: Feature, value: Any, owned: frozenset[int]) -> Any:
 
 
 def to_numpy(feature: Feature, value: Any) -> Any:
-    """Returns an output as callers of ``predict`` get it: an array, an image, or what else the program returned."""
+    """Returns an output as ``predict`` gives it: an array, an image, a string or a dictionary."""
     if not isinstance(value, torch.Tensor):
         return value
     if feature.kind == "image":
@@ -135,7 +135,7 @@ def checked_states(function: Function, states: dict[str, State] | None) -> dict[
 
 
 def storage_addresses(values: Sequence[Any]) -> frozenset[int]:
-    """Addresses of the storages behind the tensors among ``values``."""
+    """Returns the addresses of the storages behind the tensors among ``values``."""
     return frozenset(value.untyped_storage().data_ptr() for value in values if isinstance(value, torch.Tensor))
 
 
@@ -176,7 +176,7 @@ def _checked_shape(feature: Feature, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _limits(feature: Feature, expected: tuple[int | None, ...]) -> list[tuple[int, int | None]]:
-    """Smallest and largest size of each dimension."""
+    """Returns the smallest and the largest size of each dimension."""
     ranges = feature.ranges if len(feature.ranges) == len(expected) else ((0, None),) * len(expected)
     return [bounds if size is None else (size, size) for size, bounds in zip(expected, ranges, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Running a plan."""
+"""Execution of a plan."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,13 +12,13 @@ from partitioner.host.mil.model import Op
 
 
 class Observer(Protocol):
-    """Is told about every operation of a run."""
+    """A listener that is told about every operation of a run."""
 
     def now(self) -> int:
         """Returns the present time, in ticks of the observer's own clock."""
 
     def finished(self, op: Op, start: int, end: int, values: Sequence[Any]) -> None:
-        """An operation has run; ``values`` are its outputs, which must not be changed."""
+        """Takes note of an operation that has run; ``values`` are its outputs, which must not be changed."""
 
 
 def run_plan(plan: Plan, inputs: dict[str, Any], observer: Observer | None = None) -> dict[str, Any]:

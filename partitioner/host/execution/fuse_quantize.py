@@ -1,4 +1,4 @@
-"""Folding a quantize and the dequantizes that read it into one step with the same bits.
+"""Fusion of a quantize and the dequantizes that read it into one step with the same bits.
 
 Quantized programs round every activation through eight bits: as separate operations that is seven passes over memory
 and two conversions, as one step it is four passes.
@@ -27,7 +27,7 @@ class _Grid:
 
 
 def fold_quantization(steps: Sequence[Step], outputs: Collection[int]) -> list[Step]:
-    """Fold every quantize of one scale whose result only dequantizes with that scale read.
+    """Fuses every quantize whose result is read only by dequantizes with the same single scale.
 
     Args:
         steps: The steps of one block, in order.
@@ -49,7 +49,7 @@ def fold_quantization(steps: Sequence[Step], outputs: Collection[int]) -> list[S
 
 
 def step_reads(step: Step) -> Iterable[int]:
-    """Slots that a step and its nested blocks read."""
+    """Returns the slots that a step and its nested blocks read."""
     for argument in step.arguments:
         yield from argument.slots
     for block in step.blocks:
@@ -57,7 +57,7 @@ def step_reads(step: Step) -> Iterable[int]:
 
 
 def block_reads(block: BlockPlan) -> Iterable[int]:
-    """Slots that the steps of a block read, and those of its outputs."""
+    """Returns the slots that the steps of a block read, and those of its outputs."""
     yield from block.outputs
     for step in block.steps:
         yield from step_reads(step)
@@ -72,7 +72,7 @@ def _readers(steps: Sequence[Step]) -> dict[int, list[int]]:
 
 
 def _grid(step: Step) -> _Grid | None:
-    """What a quantize step rounds to, or None when it is none or has more than one scale."""
+    """Returns the grid of a quantize step, or None when it is no such step or has several scales."""
     if step.op.type != "quantize" or [argument.name for argument in step.arguments] != ["input"]:
         return None
     numbers = _scale_and_zero_point(step)
@@ -124,7 +124,7 @@ def _quantize_dequantize(
     finish: Finish | None,
     copies: int,
 ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """Scale * clamp(round(input / scale), low, high), in the steps and thus with the bits of `ops.quantize`.
+    """Returns scale * clamp(round(input / scale), low, high), in the steps and so with the bits of `ops.quantize`.
 
     Adding and subtracting the zero point around the clamp is exact, so the clamp's limits carry it. The sum with zero
     turns a negative zero, which integers do not have, into zero.

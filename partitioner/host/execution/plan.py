@@ -14,11 +14,11 @@ Finish: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Argument:
-    """A parameter that is known only while running.
+    """A parameter whose value is known only during a run.
 
     Attributes:
         name: Parameter of the operation's function.
-        slots: Where its values lie.
+        slots: Slots of its values.
         variadic: Whether the function takes a tuple of them.
         convert: Turns the value into what the function takes, or None.
     """
@@ -39,7 +39,7 @@ class Step:
         constants: Parameters that are known in advance.
         arguments: Parameters that are read from slots.
         outputs: Slots to write.
-        finishes: What makes each output its declared type, None where nothing is to do.
+        finishes: The conversion of each output to its declared type, or None.
         frees: Slots that nothing reads after this step.
         blocks: Nested blocks; ``blocks_param`` is the parameter that takes them.
     """

@@ -1,7 +1,7 @@
 """Precision policies: what happens to values that a program declares as half precision.
 
-Core ML does not specify the precision in which a compute unit works, so a result is always a statement under a named
-policy and never "what the device returns".
+Core ML does not specify the precision in which a compute unit works, so every result belongs to a named policy. It
+is never "what the device returns".
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ Rounding: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Policy:
-    """How declared types become stored values.
+    """A rule that turns values of a declared type into stored values.
 
     Attributes:
         name: Name under which `policies` holds it.
@@ -43,7 +43,7 @@ class Policy:
 
 
 def round_to_half(x: torch.Tensor) -> torch.Tensor:
-    """Round a float32 tensor to the nearest half-precision values, ties to even; the result stays float32."""
+    """Rounds a float32 tensor to the nearest half-precision values, ties to even; the result stays float32."""
     return x.to(torch.float16).to(torch.float32)
 
 

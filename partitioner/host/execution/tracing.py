@@ -1,4 +1,4 @@
-"""What every operation of a run computed, and how long it took."""
+"""Traces of a run: what every operation computed, and how long it took."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -33,11 +33,11 @@ class TraceRecorder:
     """Collects an `OpTrace` of every operation, in the order in which they ran."""
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Starts an empty trace."""
         self.traces: list[OpTrace] = []
 
     def now(self) -> int:
-        """Nanoseconds of a monotonic clock."""
+        """Returns the nanoseconds of a monotonic clock."""
         return time.perf_counter_ns()
 
     def finished(self, op: Op, start: int, end: int, values: Sequence[Any]) -> None:

@@ -1,7 +1,7 @@
-"""What the native delegate calls: opening a blob, and running it on the runtime's tensors.
+"""The functions that the native delegate calls: one opens a blob, one runs it on the runtime's tensors.
 
-Errors cannot travel through ExecuTorch's runtime, which knows only error codes. The exception is kept for the thread
-that caused it, and `take_error` hands it to whoever called the runtime.
+ExecuTorch's runtime knows error codes only. So an exception is kept for the thread that caused it, and `take_error`
+returns it to the caller of the runtime.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from partitioner.host.loading import Program, load
 from partitioner.host.mil.model import Op
 
 _KEPT_BLOB_BYTES = 64 << 20
-"""Programs of this many blob bytes in all stay loaded, so that running the same `.pte` again need not read it again."""
+"""Loaded programs are kept up to this many blob bytes, so that a second run of a `.pte` does not read it again."""
 
 
 class Argument(Protocol):

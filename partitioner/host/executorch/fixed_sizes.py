@@ -1,4 +1,4 @@
-"""Which sizes of a dynamic input are fixed: a `.pte` declares upper bounds only, the Core ML program in it knows."""
+"""The fixed sizes of a dynamic input: a `.pte` declares upper bounds only, the Core ML program in it says more."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from partitioner.host.reading.open import open_program
 
 
 def with_fixed_sizes(method: Method) -> Method:
-    """Returns `method` with the fixed sizes of its inputs noted, as far as a delegate that is all of it tells them."""
+    """Returns `method` with the fixed sizes of its inputs, which are known when all of it is one delegate."""
     wiring = method.wiring
     if wiring is None or method.delegates[0].backend != COREML_BACKEND:
         return method

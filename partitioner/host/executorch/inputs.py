@@ -1,4 +1,4 @@
-"""Inputs of a `.pte` method: checked against what it declares, all problems at once, before anything runs."""
+"""Checks of the inputs of a `.pte` method against its declaration, before anything runs."""
 
 from collections.abc import Sequence
 from numbers import Real
@@ -30,7 +30,7 @@ Input = torch.Tensor | bool | int | float | None
 
 
 def check_inputs(method: Method, given: Sequence[object]) -> list[Input]:
-    """Checks the inputs of a method and brings them to the memory layout it declares.
+    """Checks the inputs of a method and copies them to the memory layout that it declares.
 
     Args:
         method: The method.
@@ -66,7 +66,7 @@ def check_inputs(method: Method, given: Sequence[object]) -> list[Input]:
 
 
 def describe(spec: TensorSpec) -> str:
-    """What a method takes at one position, in words: ``float32[1, 3, 224, 224]``."""
+    """Returns what a method takes at one position, in words: ``float32[1, 3, 224, 224]``."""
     if spec.kind == NULL:
         return "None"
     if spec.kind != "Tensor":

@@ -1,4 +1,4 @@
-"""Running whole `.pte` programs through ExecuTorch's runtime, with Core ML delegates executed on this machine."""
+"""Execution of whole `.pte` programs by ExecuTorch's runtime, with Core ML delegates run on this machine."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ _REINSTALL = (
 )
 
 Output = torch.Tensor | Any
-"""A tensor, or None where the model returns None, which a caller knows better than a type."""
+"""A tensor, or None where the model returns None. Typed `Any`, because the caller knows which."""
 
 _RUNTIME_LOCK = threading.Lock()
 """ExecuTorch's Python bindings redirect the process's standard streams during a call, which two threads must not do at
@@ -50,7 +50,7 @@ class _Native(Protocol):
 
 
 def enable(policy: str | Policy = STORAGE16) -> None:
-    """Register the backend "CoreMLBackend" in ExecuTorch's runtime of this process.
+    """Registers the backend "CoreMLBackend" in ExecuTorch's runtime of this process.
 
     Afterwards ``executorch.runtime.Runtime`` loads and executes programs with Core ML delegates. Calling it again is
     harmless and sets the policy for programs loaded from then on. On macOS ExecuTorch brings the real delegate: nothing

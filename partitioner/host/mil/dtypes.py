@@ -73,5 +73,5 @@ STRING = BY_NAME["string"]
 
 
 def packed_bytes(dtype: DType, count: int) -> int:
-    """Bytes that ``count`` elements occupy when stored without gaps."""
+    """Returns the bytes that ``count`` elements occupy when stored without gaps."""
     return (count * dtype.bits + 7) // 8

@@ -1,6 +1,6 @@
 """A Core ML ML Program as plain typed data: functions, blocks, operations, values, and the model's interface.
 
-Everything here is frozen and free of behaviour; `partitioner.host.reading.mil` builds it and
+Everything here is frozen data; `partitioner.host.reading.mil` builds it and
 `partitioner.host.execution.executor` runs it.
 """
 
@@ -90,7 +90,7 @@ class Block:
     outputs: tuple[str, ...]
 
     def walk(self) -> Iterator[Op]:
-        """Every operation, those of nested blocks too."""
+        """Yields every operation, those of nested blocks too."""
         for op in self.ops:
             yield op
             for block in op.blocks:

@@ -14,7 +14,7 @@ from partitioner.host.registry import Ints, Tensors, register_op
 def constexpr_affine_dequantize(
     quantized_data: torch.Tensor, zero_point: torch.Tensor, scale: torch.Tensor, axis: int
 ) -> torch.Tensor:
-    """Scale * (data - zero_point), both per tensor or along ``axis``."""
+    """Returns scale * (data - zero_point), both per tensor or along ``axis``."""
     shape = [1] * quantized_data.ndim
     shape[axis] = -1
     offset = zero_point.reshape(shape) if zero_point.ndim else zero_point
@@ -26,7 +26,10 @@ def constexpr_affine_dequantize(
 def constexpr_blockwise_shift_scale(
     data: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Scale * (data - offset); each scale holds for a block of ``data.shape[i] / scale.shape[i]`` elements."""
+    """Returns scale * (data - offset).
+
+    Each scale holds for a block of ``data.shape[i] / scale.shape[i]`` elements.
+    """
     values = data.to(scale.dtype)
     if offset is not None:
         values = values - _spread(offset.to(scale.dtype), data.shape)
@@ -41,16 +44,17 @@ def constexpr_cast(source_val: torch.Tensor, output_dtype: str) -> torch.Tensor:
 
 @register_op("constexpr_lut_to_dense", since=Opset.IOS16, exact=True)
 def constexpr_packed_lut_to_dense(indices: torch.Tensor, lut: torch.Tensor, shape: Ints) -> torch.Tensor:
-    """``lut[index]`` with indices of log2(len(lut)) bits packed into bytes."""
+    """Returns ``lut[index]``, with indices of log2(len(lut)) bits packed into bytes."""
     bits = int(math.log2(lut.numel()))
     return lut[unpack_bits(indices, bits, math.prod(shape)).to(torch.int64)].reshape(shape)
 
 
 @register_op("constexpr_lut_to_dense", since=Opset.IOS18, exact=True)
 def constexpr_lut_to_dense(indices: torch.Tensor, lut: torch.Tensor, vector_axis: int | None = None) -> torch.Tensor:
-    """Entries of look-up tables; ``lut`` has the shape (tables per dimension of indices, entries, vector).
+    """Returns entries of lookup tables.
 
-    Each index picks a vector, which is laid out along ``vector_axis``.
+    ``lut`` has the shape (tables per dimension of indices, entries, vector). Each index picks a
+    vector, which is laid out along ``vector_axis``.
     """
     *groups, entries, size = lut.shape
     table = torch.arange(math.prod(groups)).reshape(groups)
@@ -64,13 +68,13 @@ def constexpr_lut_to_dense(indices: torch.Tensor, lut: torch.Tensor, vector_axis
 
 @register_op("constexpr_sparse_to_dense", since=Opset.IOS16, exact=True)
 def constexpr_packed_sparse_to_dense(nonzero_data: torch.Tensor, mask: torch.Tensor, shape: Ints) -> torch.Tensor:
-    """Zeros with ``nonzero_data`` where the mask, one bit per element, is set."""
+    """Returns zeros, with ``nonzero_data`` where the mask, one bit per element, is set."""
     return constexpr_sparse_to_dense(nonzero_data, unpack_bits(mask, 1, math.prod(shape)).reshape(shape))
 
 
 @register_op("constexpr_sparse_to_dense", since=Opset.IOS18, exact=True)
 def constexpr_sparse_to_dense(nonzero_data: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Zeros with ``nonzero_data`` where the mask is set."""
+    """Returns zeros, with ``nonzero_data`` where the mask is set."""
     dense = torch.zeros(mask.shape, dtype=nonzero_data.dtype)
     dense[mask != 0] = nonzero_data
     return dense
@@ -83,7 +87,7 @@ def constexpr_lut_to_sparse(
     lut: torch.Tensor,
     vector_axis: int | None = None,
 ) -> Tensors:
-    """Look-up of the indices that a mask keeps; returns the mask of the result and its kept values."""
+    """Looks up the indices that a mask keeps, and returns the mask of the result and the values kept."""
     dense = constexpr_lut_to_dense(constexpr_sparse_to_dense(indices_nonzero_data, indices_mask), lut, vector_axis)
     mask = indices_mask
     if lut.shape[-1] > 1:
@@ -95,13 +99,13 @@ def constexpr_lut_to_sparse(
 def constexpr_sparse_blockwise_shift_scale(
     data_mask: torch.Tensor, nonzero_data: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None = None
 ) -> Tensors:
-    """Scale * (data - offset) of the values that a mask keeps; returns the mask and the kept values."""
+    """Returns the mask, and scale * (data - offset) of the values that it keeps."""
     dense = constexpr_blockwise_shift_scale(constexpr_sparse_to_dense(nonzero_data, data_mask), scale, offset)
     return data_mask, dense[data_mask != 0]
 
 
 def _spread(parameter: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Repeat each element over its block, so that the result broadcasts to ``shape``."""
+    """Repeats each element over its block, so that the result broadcasts to ``shape``."""
     if parameter.ndim != len(shape):
         raise ValueError(f"block parameters of shape {tuple(parameter.shape)} for data of shape {tuple(shape)}")
     for axis, (count, size) in enumerate(zip(parameter.shape, shape, strict=True)):

@@ -16,7 +16,7 @@ def cond(pred: torch.Tensor, blocks: Blocks) -> Any:
 
 @register_op("while_loop", exact=True)
 def while_loop(loop_vars: Tensors, blocks: Blocks) -> Any:
-    """Apply the second block to the loop's variables while the first one, applied to them, is true."""
+    """Applies the second block to the loop's variables as long as the first block returns true for them."""
     condition, body = blocks
     values: tuple[Any, ...] = loop_vars
     while bool(condition(*values)[0]):

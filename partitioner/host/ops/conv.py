@@ -21,7 +21,7 @@ def conv(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> torch.Tensor:
-    """Convolution of (N, C, *spatial) with a weight of (C_out, C / groups, *kernel)."""
+    """Returns the convolution of (N, C, *spatial) with a weight of (C_out, C / groups, *kernel)."""
     spatial = x.ndim - 2
     strides = strides or (1,) * spatial
     dilations = dilations or (1,) * spatial
@@ -48,7 +48,7 @@ def conv_quantized(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> torch.Tensor:
-    """Convolution with the weight ``weight * quant_scale + quant_bias``, scales per tensor or per output channel."""
+    """Returns the convolution with ``weight * quant_scale + quant_bias``, scales per tensor or per output channel."""
     if quantization_type != "linear":
         raise ValueError(f"quantization_type {quantization_type!r} with {nbits} bits: only 'linear' is defined")
     shape = (-1, *[1] * (weight.ndim - 1))
@@ -69,7 +69,7 @@ def conv_transpose(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> torch.Tensor:
-    """Transposed convolution of (N, C, *spatial) with a weight of (C, C_out / groups, *kernel)."""
+    """Returns the transposed convolution of (N, C, *spatial) with a weight of (C, C_out / groups, *kernel)."""
     spatial = x.ndim - 2
     strides = strides or (1,) * spatial
     dilations = dilations or (1,) * spatial
@@ -96,7 +96,7 @@ def _crop(
     full: list[int],
     strides: Ints,
 ) -> tuple[list[int], list[int]]:
-    """First element and size that are kept of each dimension of the full result."""
+    """Returns the first element and the size to keep of each dimension of the full result."""
     spatial = len(full)
     if pad_type == "custom":
         given = pad or (0,) * (2 * spatial)

@@ -58,5 +58,5 @@ for _name, _function in _EXACT_FUNCTIONS.items():
 
 @register_op("select", exact=True)
 def select(cond: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Returns a where cond, else b."""
+    """Returns a where cond is true, else b."""
     return torch.where(cond.bool(), a, b)

@@ -50,37 +50,37 @@ for _name, _function in _EXACT_FUNCTIONS.items():
 
 @register_op("clip")
 def clip(x: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
-    """X limited to alpha..beta."""
+    """Returns x limited to alpha..beta."""
     return torch.clamp(x, alpha, beta)
 
 
 @register_op("threshold")
 def threshold(x: torch.Tensor, alpha: float) -> torch.Tensor:
-    """max(x, alpha)."""
+    """Returns max(x, alpha)."""
     return torch.clamp(x, min=alpha if x.is_floating_point() else int(alpha))
 
 
 @register_op("inverse")
 def inverse(x: torch.Tensor, epsilon: float = 1e-4) -> torch.Tensor:
-    """1 / (x + epsilon)."""
+    """Returns 1 / (x + epsilon)."""
     return torch.reciprocal(x + epsilon)
 
 
 @register_op("log")
 def log(x: torch.Tensor, epsilon: float = 1e-45) -> torch.Tensor:
-    """Natural logarithm of x + epsilon."""
+    """Returns the natural logarithm of x + epsilon."""
     return torch.log(x + epsilon)
 
 
 @register_op("rsqrt")
 def rsqrt(x: torch.Tensor, epsilon: float = 1e-12) -> torch.Tensor:
-    """1 / sqrt(x + epsilon)."""
+    """Returns 1 / sqrt(x + epsilon)."""
     return torch.rsqrt(x + epsilon)
 
 
 @register_op("cast")
 def cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
-    """X in another type; floating-point numbers are truncated towards zero when they become integers."""
+    """Returns x in another type. A floating-point number that becomes an integer is truncated towards zero."""
     return x.to(BY_NAME[_ALIASES.get(dtype, dtype)].compute)
 
 

@@ -26,7 +26,7 @@ def crop_resize(
     sampling_mode: str = "DEFAULT",
     pad_value: float = 0.0,
 ) -> torch.Tensor:
-    """Resized boxes of every image, or of the image that a box names: (N, B or 1, C, height, width)."""
+    """Returns resized boxes of every image, or of the image that a box names: (N, B or 1, C, height, width)."""
     rows = roi.reshape(roi.shape[0], -1)
     boxes = _corners(rows[:, -4:], x, box_coordinate_mode, normalized_coordinates, spatial_scale)
     target = (target_height, target_width)
@@ -51,7 +51,7 @@ def crop_resize_by_index(
     sampling_mode: str = "DEFAULT",
     pad_value: float = 0.0,
 ) -> torch.Tensor:
-    """Resized boxes, each of one image: (N, C, height, width)."""
+    """Returns resized boxes, each of one image: (N, C, height, width)."""
     corners = _corners(boxes, x, box_coordinate_mode, normalized_coordinates, spatial_scale)
     images = range(len(corners)) if box_indices is None else box_indices
     target = (target_height, target_width)
@@ -65,7 +65,7 @@ def crop_resize_by_index(
 def _corners(
     boxes: torch.Tensor, x: torch.Tensor, mode: str, normalized: bool, spatial_scale: float
 ) -> list[tuple[float, float, float, float]]:
-    """Boxes as top, left, bottom, right in pixels."""
+    """Returns boxes as top, left, bottom, right in pixels."""
     values = boxes.to(torch.float64)
     if mode.endswith("WIDTH_FIRST"):
         values = values[:, [1, 0, 3, 2]]

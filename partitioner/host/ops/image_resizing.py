@@ -47,7 +47,7 @@ SAMPLING_MODES: dict[str, _Grid] = {
 
 
 def grid_points(size: float, count: int, sampling_mode: str) -> torch.Tensor:
-    """``count`` positions in 0..size - 1, as float64.
+    """Returns ``count`` positions in 0..size - 1, as float64.
 
     Raises:
         ValueError: The sampling mode is unknown.
@@ -83,7 +83,7 @@ def upsample_bilinear(
     align_corners: bool = True,
     half_pixel_centers: bool | None = None,
 ) -> torch.Tensor:
-    """Bilinear interpolation at each position of an image whose sides are scaled."""
+    """Returns the bilinear interpolation at each position of an image whose sides are scaled."""
     height, width = _scaled(x, scale_factor_height, scale_factor_width)
     centered = not align_corners if half_pixel_centers is None else half_pixel_centers
     mode = "STRICT_ALIGN_CORNERS" if align_corners else "UNALIGN_CORNERS" if centered else "DEFAULT"
@@ -94,7 +94,7 @@ def upsample_bilinear(
 def resize_bilinear(
     x: torch.Tensor, target_size_height: int = 1, target_size_width: int = 1, sampling_mode: str = "DEFAULT"
 ) -> torch.Tensor:
-    """Bilinear interpolation at each position of an image of another size."""
+    """Returns the bilinear interpolation at each position of an image of another size."""
     target = (target_size_height, target_size_width)
     if x.ndim == 4 and x.is_floating_point() and sampling_mode in ("STRICT_ALIGN_CORNERS", "UNALIGN_CORNERS"):
         return F.interpolate(x, target, mode="bilinear", align_corners=sampling_mode == "STRICT_ALIGN_CORNERS")

@@ -32,7 +32,7 @@ _FOLDS: dict[str, _Fold] = {
     "reflection": _reflection,
     "symmetric": _symmetric,
 }
-"""Which position inside the image stands for one outside."""
+"""Padding mode -> the position inside the image that stands for one outside."""
 
 
 @register_op("resample")
@@ -45,7 +45,7 @@ def resample(
     coordinates_mode: str,
     align_corners: bool,
 ) -> torch.Tensor:
-    """Pixels of (B, C, H, W) at coordinates (B, H2, W2, 2) in the order x, y."""
+    """Returns the pixels of (B, C, H, W) at coordinates (B, H2, W2, 2) in the order x, y."""
     points = coordinates.to(torch.float32)
     columns = _pixels(points[..., 0], x.shape[-1], coordinates_mode, align_corners)
     rows = _pixels(points[..., 1], x.shape[-2], coordinates_mode, align_corners)
@@ -74,7 +74,7 @@ def affine(
     coordinates_mode: str,
     align_corners: bool,
 ) -> torch.Tensor:
-    """Pixels at the affine transforms of the output's coordinates; a matrix is a0, a1, a2, b0, b1, b2."""
+    """Returns pixels at the affine transforms of the output's coordinates; a matrix is a0, a1, a2, b0, b1, b2."""
     matrices = transform_matrix.reshape(-1, 2, 3).expand(x.shape[0], 2, 3)
     size = [x.shape[0], x.shape[1], output_height, output_width]
     grid = F.affine_grid(matrices, size, align_corners)
@@ -91,7 +91,7 @@ def _pixels(points: torch.Tensor, size: int, mode: str, align_corners: bool) -> 
 def _pick(
     x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, padding_mode: str, padding_value: float
 ) -> torch.Tensor:
-    """Pixels (B, C, H2, W2) at whole rows and columns (B, H2, W2)."""
+    """Returns the pixels (B, C, H2, W2) at whole rows and columns (B, H2, W2)."""
     height, width = x.shape[-2:]
     row, column = rows.to(torch.int64), columns.to(torch.int64)
     source = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)

@@ -9,7 +9,7 @@ from partitioner.host.registry import Tensors, register_op
 
 @register_op("linear")
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """X @ weight.T + bias, with a weight of (outputs, inputs)."""
+    """Returns x @ weight.T + bias, with a weight of (outputs, inputs)."""
     if weight.dtype == x.dtype:
         return F.linear(x, weight, bias)
     # Integer weights are allowed beside float inputs.
@@ -18,7 +18,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 @register_op("matmul")
 def matmul(x: torch.Tensor, y: torch.Tensor, transpose_x: bool = False, transpose_y: bool = False) -> torch.Tensor:
-    """Matrix product with broadcast leading dimensions; vectors are promoted as in numpy."""
+    """Returns the matrix product with broadcast leading dimensions; vectors are promoted as in numpy."""
     left = x.transpose(-1, -2) if transpose_x and x.ndim > 1 else x
     right = y.transpose(-1, -2) if transpose_y and y.ndim > 1 else y
     common = torch.promote_types(left.dtype, right.dtype)
@@ -27,7 +27,7 @@ def matmul(x: torch.Tensor, y: torch.Tensor, transpose_x: bool = False, transpos
 
 @register_op("einsum")
 def einsum(values: Tensors, equation: str) -> torch.Tensor:
-    """Einstein summation."""
+    """Returns the Einstein summation."""
     return torch.einsum(equation, *values)
 
 
@@ -35,5 +35,5 @@ def einsum(values: Tensors, equation: str) -> torch.Tensor:
 def scaled_dot_product_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """softmax(query @ key.T / sqrt(E) + mask) @ value; a bool mask lets through where it is true."""
+    """Returns softmax(query @ key.T / sqrt(E) + mask) @ value; a key takes part where a bool mask is true."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask)

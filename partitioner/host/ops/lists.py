@@ -24,7 +24,7 @@ def make_list(
 
 @register_op("list_length", exact=True)
 def list_length(ls: Any) -> torch.Tensor:
-    """Number of elements."""
+    """Returns the number of elements."""
     return torch.tensor(len(ls), dtype=INT32.compute)
 
 
@@ -42,7 +42,7 @@ def list_write(ls: Any, index: int, value: torch.Tensor) -> TensorList:
 
 @register_op("list_gather", exact=True)
 def list_gather(ls: Any, indices: torch.Tensor) -> torch.Tensor:
-    """Elements stacked along a new first dimension."""
+    """Returns elements stacked along a new first dimension."""
     return torch.stack([_element(ls, int(index)) for index in indices.flatten()])
 
 

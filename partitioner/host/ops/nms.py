@@ -18,7 +18,7 @@ def non_maximum_suppression(
     max_boxes: int,
     per_class_suppression: bool = False,
 ) -> Tensors:
-    """Boxes (n, B, 4) and scores (n, B, K) that survive, padded to ``max_boxes``, their indices and their numbers."""
+    """Returns surviving boxes (n, B, 4) and scores (n, B, K), padded to ``max_boxes``, their indices and numbers."""
     kept = [
         _select(image, score, iou_threshold, score_threshold, max_boxes, per_class_suppression)
         for image, score in zip(boxes, scores, strict=True)
@@ -39,7 +39,7 @@ def non_maximum_suppression_boxes_last(
     max_boxes: int,
     per_class_suppression: bool = False,
 ) -> Tensors:
-    """As before without a score threshold; boxes (n, 4, B) and scores (n, K, B), and no numbers."""
+    """Returns the same without a score threshold and without numbers, for boxes (n, 4, B) and scores (n, K, B)."""
     selected, values, indices, _ = non_maximum_suppression(
         boxes.mT, scores.mT, iou_threshold, -math.inf, max_boxes, per_class_suppression
     )
@@ -49,7 +49,7 @@ def non_maximum_suppression_boxes_last(
 def _select(
     boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, score_threshold: float, limit: int, per_class: bool
 ) -> torch.Tensor:
-    """Indices of the surviving boxes, best first."""
+    """Returns the indices of the surviving boxes, best first."""
     best, label = scores.max(-1)
     overlaps = _overlaps(boxes) > iou_threshold
     if per_class:
@@ -64,7 +64,7 @@ def _select(
 
 
 def _overlaps(boxes: torch.Tensor) -> torch.Tensor:
-    """Intersection over union of every pair of boxes given by center and size; 0 where both are empty."""
+    """Returns the intersection over union of every pair of boxes, given by center and size; 0 where both are empty."""
     center, size = boxes[:, :2], boxes[:, 2:]
     low, high = center - size / 2, center + size / 2
     shared = (torch.minimum(high[:, None], high) - torch.maximum(low[:, None], low)).clamp(min=0).prod(-1)

@@ -15,7 +15,7 @@ def batch_norm(
     beta: torch.Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> torch.Tensor:
-    """Normalization by stored statistics per channel (dimension 1)."""
+    """Normalizes by stored statistics per channel (dimension 1)."""
     return F.batch_norm(x, mean, variance, gamma, beta, training=False, eps=epsilon)
 
 
@@ -23,7 +23,7 @@ def batch_norm(
 def instance_norm(
     x: torch.Tensor, gamma: torch.Tensor | None = None, beta: torch.Tensor | None = None, epsilon: float = 1e-5
 ) -> torch.Tensor:
-    """Normalization over the spatial dimensions of each sample and channel."""
+    """Normalizes over the spatial dimensions of each sample and channel."""
     axes = tuple(range(2, x.ndim))
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
     result = (x - mean) * torch.rsqrt(variance + epsilon)
@@ -41,7 +41,7 @@ def layer_norm(
     beta: torch.Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> torch.Tensor:
-    """Normalization over ``axes`` (all when None); gamma and beta have the shape of those axes."""
+    """Normalizes over ``axes`` (all when None); gamma and beta have the shape of those axes."""
     chosen = sorted(axis % x.ndim for axis in axes) if axes else list(range(x.ndim))
     shape = tuple(x.shape[axis] for axis in chosen)
     if chosen == list(range(x.ndim - len(chosen), x.ndim)):
@@ -56,7 +56,7 @@ def layer_norm(
 
 @register_op("l2_norm")
 def l2_norm(x: torch.Tensor, epsilon: float = 1e-6) -> torch.Tensor:
-    """X divided by the root of the sum of squares over its last three dimensions."""
+    """Returns x divided by the root of the sum of squares over its last three dimensions."""
     return x * torch.rsqrt(x.square().sum((-3, -2, -1), keepdim=True) + epsilon)
 
 
@@ -64,5 +64,5 @@ def l2_norm(x: torch.Tensor, epsilon: float = 1e-6) -> torch.Tensor:
 def local_response_norm(
     x: torch.Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> torch.Tensor:
-    """X / (k + alpha / size * sum of squares of the neighboring channels) ** beta."""
+    """Returns x / (k + alpha / size * sum of squares of the neighboring channels) ** beta."""
     return F.local_response_norm(x, size, alpha, beta, k)

@@ -19,7 +19,7 @@ def max_pool(
     pad: Ints | None = None,
     ceil_mode: bool = False,
 ) -> torch.Tensor:
-    """Largest element of each window; padding never wins."""
+    """Returns the largest element of each window, padding excluded."""
     strides, pads = _windows(x, kernel_sizes, pad_type, strides, pad)
     padding = _torch_padding(pads, kernel_sizes)
     if padding is None:
@@ -37,7 +37,7 @@ def avg_pool(
     ceil_mode: bool = False,
     exclude_padding_from_average: bool = False,
 ) -> torch.Tensor:
-    """Mean of each window; padding counts as zeros unless it is excluded."""
+    """Returns the mean of each window; padding counts as zeros unless it is excluded."""
     strides, pads = _windows(x, kernel_sizes, pad_type, strides, pad)
     average, padding = _AVG[len(pads)], _torch_padding(pads, kernel_sizes)
     if padding is not None:
@@ -58,7 +58,7 @@ def l2_pool(
     pad: Ints | None = None,
     ceil_mode: bool = False,
 ) -> torch.Tensor:
-    """Root of the sum of squares of each window."""
+    """Returns the root of the sum of squares of each window."""
     strides, pads = _windows(x, kernel_sizes, pad_type, strides, pad)
     padded = F.pad(x.square(), torch_padding(pads))
     if len(pads) == 1:
@@ -70,12 +70,12 @@ def l2_pool(
 def _windows(
     x: torch.Tensor, kernel_sizes: Ints, pad_type: str, strides: Ints | None, pad: Ints | None
 ) -> tuple[Ints, Pads]:
-    """Steps of the window, and the padding of each spatial dimension."""
+    """Returns the steps of the window, and the padding of each spatial dimension."""
     steps = strides or (1,) * (x.ndim - 2)
     return steps, resolve_pads(pad_type, pad, x.shape[2:], kernel_sizes, steps)
 
 
 def _torch_padding(pads: Pads, kernel_sizes: Ints) -> Ints | None:
-    """The padding as torch's pools take it, or None when they cannot: only symmetric, and at most half a window."""
+    """Returns the padding as torch's pools take it, symmetric and at most half a window; None when it is not."""
     halves = all(2 * before <= size for (before, _), size in zip(pads, kernel_sizes, strict=True))
     return tuple(before for before, _ in pads) if halves and is_symmetric(pads) else None

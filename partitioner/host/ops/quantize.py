@@ -15,7 +15,7 @@ def quantize(
     zero_point: torch.Tensor | None = None,
     axis: int | None = None,
 ) -> torch.Tensor:
-    """clamp(round(input / scale) + zero_point) to the range of the output type; ties round to even.
+    """Returns clamp(round(input / scale) + zero_point), in the range of the output type; ties round to even.
 
     The quotient is computed as PyTorch's quantize_per_tensor computes it: a product with the float32 reciprocal of the
     scale. The operation's definition does not say, and values that lie on a tie (a sum of two quantized values often
@@ -36,7 +36,7 @@ def dequantize(
     zero_point: torch.Tensor | None = None,
     axis: int | None = None,
 ) -> torch.Tensor:
-    """Scale * (input - zero_point)."""
+    """Returns scale * (input - zero_point)."""
     values = input.to(scale.dtype)
     if zero_point is not None:
         values = values.sub_(_along(zero_point, input, axis))

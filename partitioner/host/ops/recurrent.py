@@ -24,7 +24,7 @@ _ACTIVATIONS: dict[str, _Activation] = {
     "sigmoid_hard": _hard_sigmoid,
     "tanh": torch.tanh,
 }
-"""With Core ML's default constants, which recurrent layers cannot change; a scaled tanh is then a plain one."""
+"""Activation -> its function, with Core ML's default constants: a recurrent layer cannot change them."""
 
 
 @register_op("rnn")
@@ -38,7 +38,7 @@ def rnn(
     output_sequence: bool = False,
     activation: str = "tanh",
 ) -> Tensors:
-    """H = activation(W_ih x + W_hh h + b); returns the states (all or the last one) and the last state."""
+    """Runs h = activation(W_ih x + W_hh h + b); returns the states (all or the last one) and the last state."""
     act = _ACTIVATIONS[activation]
 
     def step(projected: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ def gru(
     recurrent_activation: str = "sigmoid",
     activation: str = "tanh",
 ) -> Tensors:
-    """Gated recurrent unit with gates in the order reset, output, update; the reset gate scales the state."""
+    """Runs a gated recurrent unit with gates in the order reset, output, update; the reset gate scales the state."""
     gate, act = _ACTIVATIONS[recurrent_activation], _ACTIVATIONS[activation]
     w_r, w_o, w_z = weight_hh.chunk(3)
 
@@ -86,7 +86,7 @@ def gru_with_reset_after(
     reset_after: bool = False,
     input_bias: torch.Tensor | None = None,
 ) -> Tensors:
-    """`gru`, or with the reset gate applied to the projected state; then ``bias`` belongs to that projection."""
+    """Runs `gru`, or with the reset gate on the projected state; then ``bias`` belongs to that projection."""
     if not reset_after:
         both = bias if input_bias is None else input_bias if bias is None else bias + input_bias
         return gru(
@@ -123,7 +123,7 @@ def lstm(
     activation: str = "tanh",
     clip: float | None = None,
 ) -> Tensors:
-    """Long short-term memory with gates in the order input, forget, output, cell.
+    """Runs a long short-term memory with gates in the order input, forget, output, cell.
 
     Returns the states (all or the last one), the last state and the last cell. Both directions lie side by side in the
     last dimension; the backward one's states are in the order of the input.

@@ -55,7 +55,7 @@ for _name, _function in _EXACT_FUNCTIONS.items():
 def reduce_argmax(
     x: torch.Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> torch.Tensor:
-    """Index of the largest element along an axis."""
+    """Returns the index of the largest element along an axis."""
     return torch.argmax(x, axis, keep_dims).to(BY_NAME[output_dtype].compute)
 
 
@@ -63,5 +63,5 @@ def reduce_argmax(
 def reduce_argmin(
     x: torch.Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32"
 ) -> torch.Tensor:
-    """Index of the smallest element along an axis."""
+    """Returns the index of the smallest element along an axis."""
     return torch.argmin(x, axis, keep_dims).to(BY_NAME[output_dtype].compute)

@@ -11,7 +11,7 @@ from partitioner.host.registry import register_op
 def gather(
     x: torch.Tensor, indices: torch.Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
 ) -> torch.Tensor:
-    """Slices of x along ``axis``; the first ``batch_dims`` dimensions of x and indices go together."""
+    """Returns slices of x along ``axis``; the first ``batch_dims`` dimensions of x and indices go together."""
     axis %= x.ndim
     index = _wrapped(indices, x.shape[axis], validate_indices)
     if batch_dims == 0:
@@ -23,7 +23,7 @@ def gather(
 def gather_along_axis(
     x: torch.Tensor, indices: torch.Tensor, axis: int = 0, validate_indices: bool = False
 ) -> torch.Tensor:
-    """Elements of x along ``axis``, one index per result element; other dimensions broadcast."""
+    """Returns elements of x along ``axis``, one index per result element; other dimensions broadcast."""
     axis %= x.ndim
     index = _wrapped(indices, x.shape[axis], validate_indices)
     shape = [max(a, b) for a, b in zip(x.shape, index.shape, strict=True)]
@@ -35,7 +35,7 @@ def gather_along_axis(
 def gather_nd(
     x: torch.Tensor, indices: torch.Tensor, batch_dims: int = 0, validate_indices: bool = False
 ) -> torch.Tensor:
-    """Slices of x at index vectors, which the last dimension of ``indices`` holds."""
+    """Returns slices of x at index vectors, which the last dimension of ``indices`` holds."""
     if batch_dims == 0:
         return x[_coordinates(x, indices, validate_indices)]
     return _by_batch(lambda row, chosen: row[_coordinates(row, chosen, validate_indices)], x, indices, batch_dims)
@@ -44,7 +44,7 @@ def gather_nd(
 def _by_batch(
     function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor, indices: torch.Tensor, count: int
 ) -> torch.Tensor:
-    """Returns a function of both, applied to each entry of their first ``count`` dimensions."""
+    """Applies a function of both to each entry of their first ``count`` dimensions."""
     rows = zip(x.flatten(0, count - 1), indices.flatten(0, count - 1), strict=True)
     parts = [function(row, chosen) for row, chosen in rows]
     return torch.stack(parts).reshape(x.shape[:count] + parts[0].shape)
@@ -68,7 +68,7 @@ def scatter(
     mode: str = "add",
     validate_indices: bool = False,
 ) -> torch.Tensor:
-    """Data with the slices at ``indices`` along ``axis`` combined with updates."""
+    """Returns data with the slices at ``indices`` along ``axis`` combined with updates."""
     axis %= data.ndim
     index = _wrapped(indices, data.shape[axis], validate_indices).flatten()
     moved = updates.flatten(axis, axis + indices.ndim - 1) if indices.ndim else updates.unsqueeze(axis)
@@ -84,7 +84,7 @@ def scatter_along_axis(
     mode: str = "add",
     validate_indices: bool = False,
 ) -> torch.Tensor:
-    """Data with the elements at ``indices`` along ``axis``, one index per update, combined with updates."""
+    """Returns data with the elements at ``indices`` along ``axis``, one per update, combined with updates."""
     axis %= data.ndim
     index = list(torch.meshgrid(*[torch.arange(size) for size in indices.shape], indexing="ij"))
     index[axis] = _wrapped(indices, data.shape[axis], validate_indices)
@@ -99,12 +99,12 @@ def scatter_nd(
     mode: str = "add",
     validate_indices: bool = False,
 ) -> torch.Tensor:
-    """Data with the slices at index vectors combined with updates."""
+    """Returns data with the slices at index vectors combined with updates."""
     return _combine(data, _coordinates(data, indices, validate_indices), updates, mode)
 
 
 def _wrapped(indices: torch.Tensor, size: int, validate: bool) -> torch.Tensor:
-    """Indices counted from the front. torch refuses those past the end; negative ones are an error if validated."""
+    """Returns indices counted from the front. Negative ones are an error if they are to be validated."""
     index = indices.to(torch.int64)
     if validate and bool((index < 0).any()):
         raise IndexError(f"index {int(index.min())} is negative and the operation validates its indices")

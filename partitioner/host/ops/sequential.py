@@ -19,7 +19,7 @@ from partitioner.host.registry import Ints, register_sequential
 
 @register_sequential("linear")
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """X @ weight.T + bias; the sum starts at the bias."""
+    """Returns x @ weight.T + bias; the sum starts at the bias."""
     columns = weight.to(x.dtype).unbind(1)
     total = torch.zeros(*x.shape[:-1], weight.shape[0]) if bias is None else bias.to(x.dtype)
     for values, column in zip(x.unbind(-1), columns, strict=True):
@@ -29,7 +29,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 @register_sequential("matmul")
 def matmul(x: torch.Tensor, y: torch.Tensor, transpose_x: bool = False, transpose_y: bool = False) -> torch.Tensor:
-    """Matrix product of matrices; other ranks are computed exactly."""
+    """Returns the product of matrices; other ranks are computed exactly."""
     if x.ndim < 2 or y.ndim < 2 or not (x.is_floating_point() and y.is_floating_point()):
         return exact_matmul(x, y, transpose_x, transpose_y)
     left, right = (x.mT if transpose_x else x), (y.mT if transpose_y else y)
@@ -50,7 +50,7 @@ def conv(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> torch.Tensor:
-    """Convolution; the sum starts at the bias and takes channels, then positions of the kernel."""
+    """Returns the convolution; the sum starts at the bias and takes channels, then positions of the kernel."""
     spatial = x.ndim - 2
     strides, dilations = strides or (1,) * spatial, dilations or (1,) * spatial
     extents = dilated(weight.shape[2:], dilations)
@@ -73,7 +73,7 @@ def conv(
 
 @register_sequential("reduce_sum")
 def reduce_sum(x: torch.Tensor, axes: Ints | None = None, keep_dims: bool = False) -> torch.Tensor:
-    """Sum over ``axes`` (all when None)."""
+    """Returns the sum over ``axes`` (all when None)."""
     chosen = sorted({axis % x.ndim for axis in axes}) if axes else list(range(x.ndim))
     kept = [axis for axis in range(x.ndim) if axis not in chosen]
     rows = x.permute(*chosen, *kept).reshape(-1, *(x.shape[axis] for axis in kept))
@@ -85,13 +85,13 @@ def reduce_sum(x: torch.Tensor, axes: Ints | None = None, keep_dims: bool = Fals
 
 @register_sequential("reduce_mean")
 def reduce_mean(x: torch.Tensor, axes: Ints | None = None, keep_dims: bool = False) -> torch.Tensor:
-    """Mean over ``axes`` (all when None): the sum, divided."""
+    """Returns the mean over ``axes`` (all when None): the sum, divided."""
     chosen = {axis % x.ndim for axis in axes} if axes else set(range(x.ndim))
     return reduce_sum(x, axes, keep_dims) / math.prod(x.shape[axis] for axis in chosen)
 
 
 def _window(tap: Sequence[int], sizes: Sequence[int], strides: Ints, dilations: Ints) -> tuple[slice, ...]:
-    """What one position of the kernel sees of (batch, groups, *spatial)."""
+    """Returns what one position of the kernel reads of (batch, groups, *spatial)."""
     starts = [position * dilation for position, dilation in zip(tap, dilations, strict=True)]
     spatial = [
         slice(start, start + (size - 1) * stride + 1, stride)
@@ -101,7 +101,7 @@ def _window(tap: Sequence[int], sizes: Sequence[int], strides: Ints, dilations: 
 
 
 def _position(tap: Sequence[int], sizes: Sequence[int]) -> int:
-    """Index of a position in the flattened kernel."""
+    """Returns the index of a position in the flattened kernel."""
     index = 0
     for position, size in zip(tap, sizes, strict=True):
         index = index * size + position

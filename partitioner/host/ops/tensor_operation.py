@@ -11,7 +11,7 @@ from partitioner.host.registry import Ints, Outputs, Tensors, register_op
 
 @register_op("shape", exact=True)
 def shape(x: torch.Tensor) -> torch.Tensor:
-    """Sizes of the dimensions."""
+    """Returns the sizes of the dimensions."""
     return torch.tensor(x.shape, dtype=INT32.compute)
 
 
@@ -29,13 +29,13 @@ def fill_like(ref_tensor: torch.Tensor, outputs: Outputs, value: torch.Tensor | 
 
 @register_op("range_1d")
 def range_1d(end: torch.Tensor, start: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """Numbers from start, exclusive of end, step apart."""
+    """Returns numbers from start, exclusive of end, step apart."""
     return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
 
 
 @register_op("tile", exact=True)
 def tile(x: torch.Tensor, reps: Ints) -> torch.Tensor:
-    """X repeated along each dimension."""
+    """Returns x repeated along each dimension."""
     return x.repeat(reps)
 
 
@@ -47,7 +47,7 @@ def one_hot(
     on_value: torch.Tensor | None = None,
     off_value: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Vectors that hold ``on_value`` (1) at the index and ``off_value`` (0) elsewhere, along a new dimension."""
+    """Returns vectors that hold ``on_value`` (1) at the index and ``off_value`` (0) elsewhere in a new dimension."""
     on = torch.tensor(1, dtype=INT32.compute) if on_value is None else on_value
     off = torch.zeros_like(on) if off_value is None else off_value
     position = axis % (indices.ndim + 1)
@@ -57,7 +57,7 @@ def one_hot(
 
 @register_op("pad", exact=True)
 def pad(x: torch.Tensor, pad: Ints, mode: str = "constant", constant_val: torch.Tensor | None = None) -> torch.Tensor:
-    """The last ``len(pad) / 2`` dimensions padded before and after, by a constant, by reflection or by the edge."""
+    """Pads the last ``len(pad) / 2`` dimensions before and after, by a constant, by reflection or by the edge."""
     pairs = list(zip(pad[::2], pad[1::2], strict=True))
     if mode == "constant":
         value = 0 if constant_val is None else constant_val.item()
@@ -71,7 +71,7 @@ def pad(x: torch.Tensor, pad: Ints, mode: str = "constant", constant_val: torch.
 
 @register_op("cumsum")
 def cumsum(x: torch.Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> torch.Tensor:
-    """Running sum along an axis; exclusive of the element itself, or from the end, when asked for."""
+    """Returns the running sum along an axis; without the element itself, or from the end, when asked for."""
     ordered = torch.flip(x, (axis,)) if reverse else x
     result = torch.cumsum(ordered, axis, dtype=x.dtype)
     if exclusive:
@@ -81,7 +81,7 @@ def cumsum(x: torch.Tensor, axis: int = 0, exclusive: bool = False, reverse: boo
 
 @register_op("band_part", exact=True)
 def band_part(x: torch.Tensor, lower: int = -1, upper: int = -1) -> torch.Tensor:
-    """Zeros outside a band around the diagonal of the last two dimensions; a negative width keeps that side."""
+    """Returns zeros outside a band around the diagonal of the last two dimensions; a negative width keeps a side."""
     rows, columns = torch.arange(x.shape[-2])[:, None], torch.arange(x.shape[-1])
     outside = torch.zeros((), dtype=torch.bool)
     if lower >= 0:
@@ -93,13 +93,13 @@ def band_part(x: torch.Tensor, lower: int = -1, upper: int = -1) -> torch.Tensor
 
 @register_op("non_zero", exact=True)
 def non_zero(x: torch.Tensor) -> torch.Tensor:
-    """Indices of the elements that are not zero, one row each."""
+    """Returns the indices of the elements that are not zero, one row each."""
     return torch.nonzero(x).to(INT32.compute)
 
 
 @register_op("argsort", exact=True)
 def argsort(x: torch.Tensor, axis: int = -1, ascending: bool = False) -> torch.Tensor:
-    """Indices that sort along an axis; equal elements keep their order."""
+    """Returns the indices that sort along an axis; equal elements keep their order."""
     return torch.sort(x, dim=axis, descending=not ascending, stable=True).indices.to(INT32.compute)
 
 
@@ -113,7 +113,7 @@ def topk(
     return_indices: bool = True,
     output_indices_dtype: str = "int32",
 ) -> torch.Tensor | Tensors:
-    """Returns the k largest elements (smallest when ascending) along an axis, and where they are."""
+    """Returns the k largest elements (smallest when ascending) along an axis, and their indices."""
     count = x.shape[axis] if k == -1 else k
     del sort  # no order is promised without it, so sorted is right too
     ordered = torch.sort(x, dim=axis, descending=not ascending, stable=True)

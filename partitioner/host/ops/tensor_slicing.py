@@ -16,7 +16,7 @@ def slice_by_index(
     end_mask: Bools | None = None,
     squeeze_mask: Bools | None = None,
 ) -> torch.Tensor:
-    """``x[begin[0]:end[0]:stride[0], ...]`` as in numpy.
+    """Returns ``x[begin[0]:end[0]:stride[0], ...]`` as in numpy.
 
     A masked begin or end is the end of the dimension; where ``squeeze_mask`` is set, the dimension is indexed by begin.
     """
@@ -33,7 +33,7 @@ def slice_by_index(
 
 @register_op("slice_by_size", exact=True)
 def slice_by_size(x: torch.Tensor, begin: Ints, size: Ints) -> torch.Tensor:
-    """``size`` elements from ``begin`` of each dimension; a size of -1 takes the rest."""
+    """Returns ``size`` elements from ``begin`` of each dimension; a size of -1 takes the rest."""
     for axis, (start, count) in enumerate(zip(begin, size, strict=True)):
         first = start + x.shape[axis] if start < 0 else start
         x = x.narrow(axis, first, x.shape[axis] - first if count == -1 else count)
@@ -51,7 +51,7 @@ def slice_update(
     end_mask: Bools | None = None,
     squeeze_mask: Bools | None = None,
 ) -> torch.Tensor:
-    """X with the slice that `slice_by_index` would take replaced by ``update``."""
+    """Returns x with ``update`` in the slice that `slice_by_index` would take."""
     slices = _resolve(x, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     index = [
         torch.arange(size)[part] if not isinstance(part, slice) or part.step > 0 else _backwards(part, size)

@@ -10,7 +10,7 @@ from partitioner.host.registry import Ints, Tensors, register_op
 
 @register_op("reshape", exact=True)
 def reshape(x: torch.Tensor, shape: Ints) -> torch.Tensor:
-    """X in another shape; 0 keeps the size of the same dimension, -1 takes what remains."""
+    """Returns x in another shape; 0 keeps the size of the same dimension, -1 takes what remains."""
     if 0 in shape and len(shape) != x.ndim:
         raise ValueError(f"a 0 in the shape {shape} needs an input of the same rank, not of shape {tuple(x.shape)}")
     return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)])
@@ -18,7 +18,7 @@ def reshape(x: torch.Tensor, shape: Ints) -> torch.Tensor:
 
 @register_op("reshape", since=Opset.IOS17, exact=True)
 def reshape_from_the_right(x: torch.Tensor, shape: Ints) -> torch.Tensor:
-    """As before, but dimensions are matched from the last one; a 0 without a match is 1."""
+    """Returns x in another shape; unlike `reshape`, matches dimensions from the last one. A 0 without a match is 1."""
     if 0 not in shape or x.numel() == 0:
         return x.reshape(shape)
     offset = x.ndim - len(shape)
@@ -30,7 +30,7 @@ def reshape_from_the_right(x: torch.Tensor, shape: Ints) -> torch.Tensor:
 def reshape_like(
     x: torch.Tensor, ref_tensors: Tensors, begins: Tensors, ends: Tensors, end_masks: Tensors
 ) -> torch.Tensor:
-    """X in the shape that is put together from slices of the references' shapes."""
+    """Returns x in the shape that slices of the references' shapes make."""
     shape: list[int] = []
     for reference, begin, end, mask in zip(ref_tensors, begins, ends, end_masks, strict=True):
         shape += reference.shape[int(begin) : None if bool(mask) else int(end)]
@@ -39,7 +39,7 @@ def reshape_like(
 
 @register_op("expand_dims", exact=True)
 def expand_dims(x: torch.Tensor, axes: Ints) -> torch.Tensor:
-    """X with dimensions of size one at ``axes`` of the result."""
+    """Returns x with dimensions of size one at ``axes`` of the result."""
     rank = x.ndim + len(axes)
     for axis in sorted(axis % rank for axis in axes):
         x = x.unsqueeze(axis)
@@ -48,32 +48,32 @@ def expand_dims(x: torch.Tensor, axes: Ints) -> torch.Tensor:
 
 @register_op("squeeze", exact=True)
 def squeeze(x: torch.Tensor, axes: Ints | None = None) -> torch.Tensor:
-    """X without the dimensions ``axes`` (all when None) that are of size one."""
+    """Returns x without the dimensions ``axes`` (all when None) that are of size one."""
     return torch.squeeze(x) if axes is None else torch.squeeze(x, axes)
 
 
 @register_op("transpose", exact=True)
 def transpose(x: torch.Tensor, perm: Ints) -> torch.Tensor:
-    """X with its dimensions reordered."""
+    """Returns x with its dimensions reordered."""
     return x.permute(perm) if perm else x
 
 
 @register_op("flatten2d", exact=True)
 def flatten2d(x: torch.Tensor, axis: int = 1) -> torch.Tensor:
-    """X as a matrix: dimensions before ``axis`` by dimensions from it on."""
+    """Returns x as a matrix: dimensions before ``axis`` by dimensions from it on."""
     before = math.prod(x.shape[:axis])
     return x.reshape(before, math.prod(x.shape[axis:]))
 
 
 @register_op("reverse", exact=True)
 def reverse(x: torch.Tensor, axes: Ints | None = None) -> torch.Tensor:
-    """X backwards along ``axes`` (all when None)."""
+    """Returns x backwards along ``axes`` (all when None)."""
     return torch.flip(x, axes if axes is not None else tuple(range(x.ndim)))
 
 
 @register_op("reverse_sequence", exact=True)
 def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, seq_axis: int = 0, batch_axis: int = 0) -> torch.Tensor:
-    """Returns the first ``lengths[i]`` elements along ``seq_axis`` backwards, for each i along ``batch_axis``."""
+    """Reverses the first ``lengths[i]`` elements along ``seq_axis``, for each i along ``batch_axis``."""
     moved = x.movedim((batch_axis, seq_axis), (0, 1))
     positions = torch.arange(moved.shape[1])[None, :]
     limits = lengths.to(torch.int64)[:, None]
@@ -84,14 +84,14 @@ def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, seq_axis: int = 0, 
 
 @register_op("sliding_windows", exact=True)
 def sliding_windows(x: torch.Tensor, axis: int, size: int, stride: int = 1) -> torch.Tensor:
-    """All windows along ``axis``; a window's elements lie in a new dimension after it."""
+    """Returns all windows along ``axis``; a window's elements are a new dimension after it."""
     positive = axis % x.ndim
     return x.unfold(positive, size, stride).movedim(-1, positive + 1)
 
 
 @register_op("concat", exact=True)
 def concat(values: Tensors, axis: int, interleave: bool = False) -> torch.Tensor:
-    """Tensors one after another along ``axis``, or taking turns when interleaved."""
+    """Joins tensors along ``axis``; interleaved, their slices take turns."""
     if not interleave:
         return torch.cat([value if value.ndim else value.reshape(1) for value in values], axis)
     positive = axis % values[0].ndim
@@ -100,7 +100,7 @@ def concat(values: Tensors, axis: int, interleave: bool = False) -> torch.Tensor
 
 @register_op("stack", exact=True)
 def stack(values: Tensors, axis: int) -> torch.Tensor:
-    """Tensors side by side along a new dimension."""
+    """Joins tensors along a new dimension."""
     return torch.stack(values, axis)
 
 
@@ -108,7 +108,7 @@ def stack(values: Tensors, axis: int) -> torch.Tensor:
 def split(
     x: torch.Tensor, axis: int, num_splits: int | None = None, split_sizes: Ints | None = None
 ) -> torch.Tensor | Tensors:
-    """X cut along ``axis`` into equal parts or parts of given sizes."""
+    """Cuts x along ``axis`` into equal parts or parts of given sizes."""
     if split_sizes is None:
         if not num_splits or x.shape[axis] % num_splits:
             raise ValueError(f"cannot split {x.shape[axis]} elements into {num_splits} equal parts")

@@ -13,7 +13,7 @@ def resolve_pads(
     kernel: Sequence[int],
     strides: Sequence[int],
 ) -> Pads:
-    """Padding before and after each spatial dimension.
+    """Returns the padding before and after each spatial dimension.
 
     Args:
         pad_type: ``"valid"``, ``"custom"``, ``"same"`` or ``"same_lower"``.
@@ -52,5 +52,5 @@ def torch_padding(pads: Pads) -> list[int]:
 
 
 def dilated(kernel: Sequence[int], dilations: Sequence[int]) -> tuple[int, ...]:
-    """Extent of a kernel whose elements are ``dilations`` apart."""
+    """Returns the extent of a kernel whose elements are ``dilations`` apart."""
     return tuple((size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True))

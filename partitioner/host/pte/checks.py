@@ -1,4 +1,4 @@
-"""Consistency of a parsed `.pte`: what ExecuTorch's runtime takes on trust, and dies of when it is wrong.
+"""Checks of a parsed `.pte` for what ExecuTorch's runtime trusts, and crashes on when it is wrong.
 
 The runtime verifies the flatbuffer's layout. It asserts, rather than checks, most of what the numbers in it mean; an
 index out of range ends the process. These checks run before the runtime sees a program and report every problem.

@@ -1,4 +1,4 @@
-"""Reads flatbuffer tables out of bytes that may be corrupt.
+"""A reader of flatbuffer tables in bytes that may be corrupt.
 
 Every offset is checked before it is followed, so that damaged data ends in `ProgramFormatError` and never in a wrong
 read. The layout is the one of the FlatBuffers internals page: a table starts with the signed distance back to its

@@ -1,4 +1,4 @@
-"""Kernel calls on which ExecuTorch ends the process instead of failing, because the element types are not theirs."""
+"""Kernel calls that end ExecuTorch's process instead of failing, because of the element types of their arguments."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType

@@ -1,4 +1,4 @@
-"""Whether the arguments of a kernel call have the kinds that the operator's schema asks for.
+"""Checks that the arguments of a kernel call have the kinds that the operator's schema asks for.
 
 ExecuTorch's kernels read their arguments with asserting accessors: an integer where a tensor belongs ends the process.
 The schemas are PyTorch's; an operator that PyTorch does not know here is left to the runtime.

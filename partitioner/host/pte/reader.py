@@ -1,4 +1,4 @@
-"""Reading `.pte` files without ExecuTorch.
+"""A reader of `.pte` files that needs no ExecuTorch.
 
 A `.pte` is a flatbuffer (identifier ET12), an optional extended header at byte 8, and data segments behind it. The
 bytes are checked completely, layout and meaning, because the native runtime ends the process on some damaged programs.
@@ -26,7 +26,7 @@ _SHOWN_PROBLEMS = 8
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a method takes or returns at one position.
+    """An input or output of a method.
 
     Attributes:
         kind: ``"Tensor"``, or the kind of scalar: ``"Int"``, ``"Double"``, ``"Bool"``, ``"String"``, ..., or `NULL`.
@@ -62,7 +62,7 @@ class Delegate:
 
 @dataclass(frozen=True)
 class DelegateWiring:
-    """How a method that is nothing but one delegate call connects to it.
+    """The connections of a method that is one delegate call and nothing else.
 
     Attributes:
         arguments: Value index of each delegate argument, inputs first, then outputs.

@@ -1,4 +1,4 @@
-"""The tensors of a `.pte`: shapes, and whether the memory they claim exists."""
+"""Checks of the tensors of a `.pte`: their shapes, and that the memory they claim exists."""
 
 from collections.abc import Iterator
 from math import prod

@@ -1,1 +1,1 @@
-"""From what users have in hand to `partitioner.host.mil`."""
+"""Readers of programs, from the user's file or object to `partitioner.host.mil`."""

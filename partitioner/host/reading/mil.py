@@ -1,4 +1,4 @@
-"""From the protobuf messages of an ML Program to `partitioner.host.mil.model`."""
+"""A parser of the protobuf messages of an ML Program; it builds `partitioner.host.mil.model`."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -49,7 +49,7 @@ def check_kind(model: Any) -> None:
 
 
 def _described_functions(description: Any) -> dict[str | None, Any]:
-    """Function name -> interface; the key None stands for the only function of a model."""
+    """Returns function name -> interface; the key None stands for the only function of a model."""
     if description.functions:
         return {function.name: function for function in description.functions}
     return {None: description}
@@ -112,7 +112,7 @@ def _parse_value(message: Any, where: str) -> Value:
 
 
 class _Scope:
-    """Parses blocks and keeps the names that are visible where it stands."""
+    """A parser of one block, with the names that are visible in it."""
 
     def __init__(self, open_weights: OpenWeights, where: str) -> None:
         self.types: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Opening what users have in hand: a ``.pte``, a delegate blob, a package directory, an ``MLModel`` or its message."""
+"""Opens the sources of `load`: a ``.pte``, a delegate blob, a package directory, an ``MLModel`` or its message."""
 
 import json
 import os
@@ -121,7 +121,7 @@ def _followed(data: memoryview, named_data: Mapping[str, Any]) -> tuple[memoryvi
 
 
 def _with_metadata(program: MilProgram, files: Mapping[str, memoryview], function: str | None) -> MilProgram:
-    """Puts inputs and outputs in the order that the blob's metadata gives."""
+    """Sorts inputs and outputs into the order that the blob's metadata gives."""
     if METADATA_FILE not in files:
         raise ProgramFormatError("the delegate blob has no metadata.json")
     metadata = _read_json(files[METADATA_FILE], METADATA_FILE)

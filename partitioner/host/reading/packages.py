@@ -1,4 +1,4 @@
-"""Where a program comes from: an ``.mlpackage`` directory, the files of a delegate blob, or an ``MLModel``."""
+"""Packages that hold a program: an ``.mlpackage`` directory, the files of a delegate blob, or an ``MLModel``."""
 
 import json
 import mmap
@@ -19,7 +19,7 @@ _MODEL_PATH = "@model_path/"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model message and the way to its weight files."""
+    """A model message, and a function that opens its weight files."""
 
     model: Any
     open_weights: Callable[[str], WeightFile]

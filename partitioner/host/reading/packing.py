@@ -1,4 +1,4 @@
-"""Turning stored bytes into tensors, for every data type that MIL stores."""
+"""Conversion of stored bytes into tensors, for every data type that MIL stores."""
 
 import math
 

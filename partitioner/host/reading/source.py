@@ -1,4 +1,4 @@
-"""What users hand over as a program: bytes or a path, and a clear answer to everything else."""
+"""The bytes or the path that users give as a program, and errors for everything else."""
 
 import os
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def bytes_or_path(given: object, accepted: str) -> Given:
 
 @contextmanager
 def naming(given: object) -> Iterator[None]:
-    """Puts the path in front of format errors about what it leads to; bytes have no name."""
+    """Prefixes the errors about a file's format with its path; bytes have no name."""
     try:
         yield
     except ProgramFormatError as error:
@@ -56,7 +56,7 @@ def naming(given: object) -> Iterator[None]:
 
 
 def refuse_bare_model(data: memoryview) -> None:
-    """Refuses the serialized specification of a model, the content of ``.mlmodel`` files; lets other bytes pass.
+    """Refuses the serialized specification of a model, which is the content of ``.mlmodel`` files.
 
     Raises:
         ProgramFormatError: It is one.

@@ -1,4 +1,4 @@
-"""Reading the weight file of an ML Program ("MIL blob storage", version 2).
+"""A reader of the weight file of an ML Program ("MIL blob storage", version 2).
 
 The file starts with a 64-byte header (number of blobs, version). A program refers to a blob by the offset of its
 64-byte record: sentinel, data type, size in bytes, offset of the data, and the unused bits at the end of the last byte
@@ -24,7 +24,7 @@ _SENTINEL = 0xDEADBEEF
 
 @dataclass(frozen=True)
 class WeightBlob:
-    """One blob: where its bytes lie and what they hold."""
+    """One blob: the position of its bytes, and their data type."""
 
     dtype: DType
     raw: memoryview
@@ -80,7 +80,7 @@ class WeightFile:
         return WeightBlob(BY_BLOB_CODE[code], self._data[start : start + size], where)
 
     def checked_blob(self, offset: int, dtype: DType, count: int) -> WeightBlob:
-        """Like `blob`, and its type and size must be those of ``count`` elements of ``dtype``."""
+        """Returns a blob as `blob` does, after checking that it holds ``count`` elements of ``dtype``."""
         blob = self.blob(offset)
         # A weight file has no bool: one byte per element stands for it.
         stored = "uint8" if dtype.name == "bool" else dtype.name
