@@ -6,7 +6,6 @@ ExecuTorch gets a program with one delegate call.
 """
 
 import operator
-from typing import Any
 
 import torch
 from executorch.exir import EdgeCompileConfig, EdgeProgramManager
@@ -55,13 +54,10 @@ def lower_whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Edg
         return None
     if not partitioner.take_over_constant_data:
         return None
-    refused = _refused(program, partitioner)
-    if refused:
-        decompositions = torch.export.default_decompositions()
-        table = {target: decompositions[target] for target in refused if target in decompositions}
-        program = program.run_decompositions(table)
-        if len(table) < len(refused) or _refused(program, partitioner):
-            return None
+    whole = _decomposed(program, partitioner)
+    if whole is None:
+        return None
+    program = whole
     inputs, outputs = _ends(program)
     if len(set(outputs)) < len(outputs) or any(node.op != "call_function" or not _passes(node) for node in outputs):
         return None
@@ -73,10 +69,17 @@ def lower_whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Edg
     return EdgeProgramManager({"forward": _calling(program, inputs, outputs, specs, result)})
 
 
-def _refused(program: ExportedProgram, partitioner: CoreMLPartitioner) -> set[Any]:
-    """Returns the operations with at least one call that Core ML does not take."""
+def _decomposed(program: ExportedProgram, partitioner: CoreMLPartitioner) -> ExportedProgram | None:
+    """Returns the program with operators decomposed as in the edge dialect; None when Core ML refuses some."""
+    kept, _ = partitioner.ops_to_not_decompose(program)
+    called = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    apart = called - set(kept)
+    decompositions = torch.export.default_decompositions() if apart else {}
+    table = {target: decompositions[target] for target in apart if target in decompositions}
+    if table:
+        program = program.run_decompositions(table)
     decisions = decide(program, partitioner.skipped)
-    return {node.target for node, reason in decisions.items() if reason is not None}
+    return None if any(reason is not None for reason in decisions.values()) else program
 
 
 def _is_plain(program: ExportedProgram) -> bool:

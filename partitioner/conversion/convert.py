@@ -72,6 +72,7 @@ def convert(program: ExportedProgram, options: LoweringOptions) -> ConvertedMode
         DeploymentTargetError: An operation needs a newer deployment target than the given one.
     """
     _check_states(program)
+    is_open = options.minimum_deployment_target is None
     with tempfile.TemporaryDirectory(prefix="coreml_") as directory, quiet_conversion() as position:
         while True:
             position.restart()
@@ -81,7 +82,7 @@ def convert(program: ExportedProgram, options: LoweringOptions) -> ConvertedMode
                 raise
             except Exception as error:  # Core ML Tools raises every kind
                 needed = needed_target(error)
-                if needed is None or options.minimum_deployment_target is not None:
+                if needed is None or not is_open or needed == options.minimum_deployment_target:
                     raise failure(error, position, program, options, partial(_try, options=options)) from error
                 logger.info("deployment target %s selected, because %s", needed.name, error)
                 options = replace(options, minimum_deployment_target=needed)

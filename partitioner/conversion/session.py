@@ -18,7 +18,7 @@ from coremltools.converters.mil.mil.passes import pass_pipeline as _pipeline
 from coremltools.converters.mil.mil.program import Program
 from coremltools.optimize.coreml import _quantization_passes as _compression
 
-from partitioner.conversion import declared_half, fast_mil, requantization
+from partitioner.conversion import declared_half, fast_mil, requantization, shapes
 from partitioner.conversion.fast_mil import without_old_garbage
 
 _PROGRESS = ((_frontend, "_tqdm"), (_pipeline, "tqdm"), (_compression, "tqdm"))
@@ -85,6 +85,7 @@ def quiet_conversion() -> Iterator[Position]:
             *fast_mil.replacements(),
             *declared_half.replacements(),
             *requantization.replacements(),
+            *shapes.replacements(),
         ]
         replaced = [(owner, name, vars(owner)[name]) for owner, name, _ in wanted]
         try:

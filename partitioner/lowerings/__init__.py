@@ -11,6 +11,7 @@ from partitioner.lowerings import atan2 as atan2
 from partitioner.lowerings import clamp as clamp
 from partitioner.lowerings import compressed_weights as compressed_weights
 from partitioner.lowerings import conv_pool_unbatched as conv_pool_unbatched
+from partitioner.lowerings import conv_transpose as conv_transpose
 from partitioner.lowerings import default_arguments as default_arguments
 from partitioner.lowerings import div as div
 from partitioner.lowerings import full as full

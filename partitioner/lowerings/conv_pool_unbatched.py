@@ -9,8 +9,9 @@ from typing import Any
 
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 
+import partitioner.lowerings.conv_transpose
 import partitioner.lowerings.default_arguments
-import partitioner.lowerings.max_pool  # its converters, and those of `default_arguments`, are wrapped here  # noqa: F401
+import partitioner.lowerings.max_pool  # the converters of these three are wrapped here  # noqa: F401
 from partitioner.lowerings.registry import Converter, get_converter, set_converter
 
 

@@ -72,24 +72,6 @@ def _of_numbers(node: Node) -> str | None:
     return None if x is None or x.dtype == torch.bool else "Core ML has it for booleans only"
 
 
-def _output_padding(padding: int, output_padding: int, transposed: int | None = None) -> Check:
-    """Returns a check of the arguments at two positions.
-
-    `transposed` is the position of the argument that says which of both kinds of convolution the call is.
-    """
-
-    def check(node: Node) -> str | None:
-        if transposed is not None and not argument(node, transposed, "transposed", False):
-            return None
-        added = argument(node, output_padding, "output_padding", 0)
-        taken = argument(node, padding, "padding", 0)
-        if any(_numbers(added)) and not any(_numbers(taken)):
-            return "Core ML Tools converts output_padding only beside padding"
-        return None
-
-    return check
-
-
 def _plain_equation(node: Node) -> str | None:
     """Refuses an equation that MIL's einsum lacks; decomposed, every equation is products of matrices."""
     terms, arrow, _ = str(node.args[0]).replace(" ", "").partition("->")
@@ -179,10 +161,6 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "aten._unique2.default": _never("Core ML Tools cannot read its arguments"),
         "aten.nll_loss_nd.default": _never("Core ML has no such operation"),
         "aten.tile.default": _new_dimensions,
-        "aten.conv_transpose1d.default": _output_padding(4, 5),
-        "aten.conv_transpose2d.input": _output_padding(4, 5),
-        "aten.conv_transpose3d.input": _output_padding(4, 5),
-        "aten.convolution.default": _output_padding(4, 7, transposed=6),
         "aten.roll.default": _flattened,
         "aten.einsum.default": _plain_equation,
         "aten.softplus.default": _low_threshold,

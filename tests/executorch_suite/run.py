@@ -31,7 +31,7 @@ OURS = {
     "CoreMLRecipeProvider": "from coreml_recipes import CoreMLRecipeProvider",
     "CoreMLRecipeType": "from coreml_recipes import CoreMLRecipeType",
     "MULTIMETHOD_WEIGHT_SHARING_STRATEGY": (
-        "from partitioner.compile_specs import WeightSharing as MULTIMETHOD_WEIGHT_SHARING_STRATEGY"
+        "from partitioner.options.compile_specs import WeightSharing as MULTIMETHOD_WEIGHT_SHARING_STRATEGY"
     ),
 }
 REPLACED = tuple(

@@ -165,3 +165,22 @@ def test_a_factor_stands_behind_the_product() -> None:
     manager = lower_to_edge(function, (torch.rand(2, 3, 5), torch.rand(2, 3, 4), torch.rand(2, 4, 5)))
     kinds = [operation.type for operation in operations(manager) if operation.type != "cast"]
     assert kinds == ["matmul", "mul", "add"]
+
+
+TWO_WAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a causal mask": lambda x: torch.softmax(x[:, :2] + nn.Transformer.generate_square_subsequent_mask(2), -1),
+    "a mask by triu": lambda x: x.masked_fill(torch.ones(2, 8, dtype=torch.bool).triu(1), float("-inf")).softmax(-1),
+    "a mask by tril": lambda x: x.masked_fill(~torch.ones(2, 8, dtype=torch.bool).tril(), float("-inf")).softmax(-1),
+    "triu of the input": lambda x: x.triu(1) + x.tril(-1),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, dim=1) * 2,
+    "norms": lambda x: torch.linalg.vector_norm(x, dim=1) + x.norm(dim=1),
+}
+
+
+@pytest.mark.parametrize("function", TWO_WAYS.values(), ids=TWO_WAYS.keys())
+def test_both_ways_give_the_same_bits(function: Callable[[Tensor], Tensor]) -> None:
+    program = torch.export.export(Function(function), (X,))
+    (direct,) = host.run(lower(program).buffer, X)
+    (edge,) = host.run(lower_to_edge(Function(function), (X,)).to_executorch().buffer, X)
+    torch.testing.assert_close(direct, edge, rtol=0, atol=0)
+    torch.testing.assert_close(direct, function(X), rtol=2e-3, atol=2e-3)

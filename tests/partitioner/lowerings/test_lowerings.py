@@ -171,11 +171,6 @@ REFUSED = {
         "dim_order_ops._to_dim_order_copy.default",
     ),
     "rank 6": (Function(lambda x: x.reshape(3, 2, 4, 2, 2, 2).cumsum(1).sum(-1)), IMAGE, "aten.cumsum.default"),
-    "output padding without padding": (
-        nn.ConvTranspose2d(3, 2, 3, stride=2, output_padding=1),
-        IMAGE[None],
-        "aten.convolution.default",
-    ),
     "a mask among indices": (
         Function(lambda x: torch.ops.aten.index_put.default(x * 1, [None, x[0, 0] > 0], torch.tensor(0.0))),
         IMAGE,
