@@ -109,7 +109,6 @@ class CoreMLRecipeProvider(BackendRecipeProvider):
                 partitioners=[partitioner],
                 edge_compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=False),
             ),
-            strict=False,
         )
 
 

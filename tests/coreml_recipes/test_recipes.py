@@ -4,8 +4,10 @@ import coremltools as ct
 import pytest
 import torch
 from executorch.backends.apple.coreml.recipes import CoreMLRecipeType as StockRecipeType
+from executorch.backends.xnnpack.recipes import XNNPackRecipeType
 from executorch.exir._serialize._program import deserialize_pte_binary
 from executorch.export import ExportRecipe, export, recipe_registry
+from executorch.export.target_recipes import get_ios_recipe
 from helpers.models import signal_to_noise
 from torch import nn
 
@@ -71,6 +73,47 @@ def test_arguments_reach_the_partitioner() -> None:
     )
     (partitioner,) = recipe.lowering_recipe.partitioners
     assert (partitioner.skip_ops_for_coreml_delegation, partitioner.on_error) == (["aten.relu.default"], "fallback")
+
+
+class Angles(nn.Module):
+    """A network with an operator that Core ML does not take, so that a second backend gets its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.leave = nn.Linear(64, 64), nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.leave(torch.asinh(self.enter(x)))
+
+
+TARGETS = {"ios-arm64-coreml-fp32": 100, "ios-arm64-coreml-fp16": 50, "ios-arm64-coreml-int8": 20}
+
+
+def test_every_target_recipe_is_tried() -> None:
+    with pytest.raises(ValueError, match="Unsupported iOS configuration") as caught:
+        get_ios_recipe("ios-arm64-coreml")
+    assert sorted(TARGETS) == sorted(eval(str(caught.value).partition("Supported: ")[2]))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"minimum_deployment_target": ct.target.iOS18}], ids=["default", "iOS18"])
+@pytest.mark.parametrize("make", [network, Angles])
+@pytest.mark.parametrize("target", TARGETS)
+def test_target_recipes_export_programs_that_agree(target: str, make, arguments: dict) -> None:
+    recipe = get_ios_recipe(target, **arguments)
+    assert recipe.strict
+    pte = bytes(export(make().eval(), [X], recipe).get_pte_buffer())
+    assert "CoreMLBackend" in {d.id for d in deserialize_pte_binary(pte).program.execution_plan[0].delegates}
+    (result,) = host.run(pte, *X)
+    assert signal_to_noise(make()(*X).detach(), result) > TARGETS[target]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_combines_with_that_of_another_backend(name: str) -> None:
+    recipe_type, arguments, _, _ = RECIPES[name]
+    other = ExportRecipe.get_recipe(XNNPackRecipeType.FP32)
+    combined = ExportRecipe.combine([ExportRecipe.get_recipe(recipe_type, **arguments), other])
+    assert len(combined.lowering_recipe.partitioners) == 2
 
 
 WRONG = [
