@@ -4,22 +4,27 @@ It skips passes that only operations outside Core ML need.
 """
 
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import torch
 from executorch.exir import ExecutorchBackendConfig
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
 
-from partitioner.errors import ArgumentError, ConversionError, DeploymentTargetError
+from partitioner.errors import ConversionError, DeploymentTargetError
+from partitioner.lower_arguments import check_programs, partitioner_of, refuse_misplaced
 from partitioner.lower_in_parts import lower_in_parts
 from partitioner.lower_whole import lower_whole
 from partitioner.partitioner import CoreMLPartitioner
 from partitioner.reporting.report import LoweringReport
 from partitioner.support.decide import Rejection
+
+_lock = threading.RLock()
+"""Held while a program is lowered: torch and ExecuTorch keep the state of a tracing in globals, for all threads."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ def lower(
     partitioner: CoreMLPartitioner | None = None,
     compile_specs: list[CompileSpec] | None = None,
     config: ExecutorchBackendConfig | None = None,
+    skip_ops_for_coreml_delegation: list[str] | None = None,
+    lower_full_graph: bool = False,
+    on_error: Literal["raise", "fallback"] = "raise",
+    **misplaced: NoReturn,
 ) -> LoweredProgram:
     """Lowers an exported program to Core ML and writes it in ExecuTorch's format.
 
@@ -71,50 +80,54 @@ def lower(
     ``to_edge_transform_and_lower(...).to_executorch()``. Programs with operations outside Core ML, several methods,
     mutable buffers or dynamic shapes are lowered with those slower calls.
 
+    Threads may call it at the same time; they are served one after the other.
+
     Args:
         programs: What `torch.export.export` returns, or a dict of them by method name.
         partitioner: The options of the lowering. Default: a `CoreMLPartitioner` with `compile_specs`.
         compile_specs: What `CoreMLBackend.generate_compile_specs` returns; not together with `partitioner`.
         config: How ExecuTorch writes the program.
+        skip_ops_for_coreml_delegation: As for `CoreMLPartitioner`; not together with `partitioner`.
+        lower_full_graph: The same.
+        on_error: The same.
+        misplaced: Arguments that belong elsewhere, and are refused.
 
     Raises:
-        ArgumentError: `programs` are not exported, or `partitioner` is no `CoreMLPartitioner`.
-        ValueError: Both `partitioner` and `compile_specs` are given.
-        CompileSpecError: The compile specs are unreadable.
+        ArgumentError: `programs` are not exported, `partitioner` is no `CoreMLPartitioner`, or an argument belongs
+            elsewhere; the message says where.
+        ValueError: Both `partitioner` and its options are given.
+        CompileSpecError: The compile specs are unreadable, or options contradict each other.
         ConversionError: Core ML Tools cannot convert an operation.
         DeploymentTargetError: The program needs a newer deployment target than the given one.
         UnsupportedOpError: The partitioner demands the whole graph, and Core ML does not take all of it; neither Core
             ML nor ExecuTorch has some operation; or the program is not ready (for example, in training mode).
     """
-    _check_kinds(programs, partitioner)
-    if partitioner is not None and compile_specs is not None:
-        raise ValueError("give the compile specs to the partitioner: CoreMLPartitioner(compile_specs=...)")
-    chosen = CoreMLPartitioner(compile_specs=compile_specs) if partitioner is None else partitioner
+    options = {
+        "compile_specs": (compile_specs, None),
+        "skip_ops_for_coreml_delegation": (skip_ops_for_coreml_delegation, None),
+        "lower_full_graph": (lower_full_graph, False),
+        "on_error": (on_error, "raise"),
+    }
+    refuse_misplaced(misplaced, ("programs", "partitioner", "config", *options))
+    check_programs(programs)
+    given = {name: value for name, (value, default) in options.items() if value is not default and value != default}
+    with _lock:
+        return _lowered(programs, partitioner_of(partitioner, given), config)
+
+
+def _lowered(
+    programs: ExportedProgram | Mapping[str, ExportedProgram],
+    partitioner: CoreMLPartitioner,
+    config: ExecutorchBackendConfig | None,
+) -> LoweredProgram:
     if isinstance(programs, ExportedProgram):
-        manager = _whole(programs, chosen)
+        manager = _whole(programs, partitioner)
         if manager is not None:
-            return LoweredProgram(manager.to_executorch(config), (), chosen.report(), direct=True)
+            return LoweredProgram(manager.to_executorch(config), (), partitioner.report(), direct=True)
     methods = {"forward": programs} if isinstance(programs, ExportedProgram) else dict(programs)
     with torch.no_grad():  # buffers may be written to that parameters were computed into
-        manager = lower_in_parts(methods, chosen).to_executorch(config)
-    return LoweredProgram(manager, chosen.rejections, chosen.report(), direct=False)
-
-
-def _check_kinds(programs: Any, partitioner: Any) -> None:
-    if partitioner is not None and not isinstance(partitioner, CoreMLPartitioner):
-        raise ArgumentError(
-            f"partitioner must be one CoreMLPartitioner, not {type(partitioner).__name__}: "
-            "lower(program, partitioner=CoreMLPartitioner(...))"
-        )
-    if isinstance(programs, ExportedProgram):
-        return
-    values = programs.values() if isinstance(programs, Mapping) else [programs]
-    wrong = sorted({type(value).__name__ for value in values if not isinstance(value, ExportedProgram)})
-    if wrong or not values:
-        raise ArgumentError(
-            f"lower takes exported programs, not {', '.join(wrong) or 'an empty dict'}: "
-            "lower(torch.export.export(model.eval(), inputs)), or a dict of such by method name"
-        )
+        manager = lower_in_parts(methods, partitioner).to_executorch(config)
+    return LoweredProgram(manager, partitioner.rejections, partitioner.report(), direct=False)
 
 
 def _whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Any:
