@@ -3,7 +3,7 @@
 `rules` is the table that quantizers use. Third parties add to it with `rules.register(OpRule(...))`.
 """
 
-from coreml_quantizer.rules import activations, elementwise, norms, pooling, products, resampling, tables, views
+from coreml_quantizer.rules import activations, elementwise, norms, pooling, products, resampling, views, weights_only
 from coreml_quantizer.rules.registry import (
     Movement,
     OpRule,
@@ -16,5 +16,5 @@ from coreml_quantizer.rules.registry import (
 __all__ = ["Movement", "OpRule", "OutputRange", "RuleTable", "Treatment", "WeightRole", "rules"]
 
 rules = RuleTable()
-for _family in (products, tables, elementwise, activations, norms, pooling, resampling, views):
+for _family in (products, weights_only, elementwise, activations, norms, pooling, resampling, views):
     rules.register(*_family.RULES)

@@ -23,8 +23,8 @@ from partitioner.host.execution.boundary import (
 )
 from partitioner.host.execution.executor import Observer, run_plan
 from partitioner.host.execution.images import from_image
+from partitioner.host.execution.make_plan import check_supported, make_plan
 from partitioner.host.execution.plan import Plan
-from partitioner.host.execution.planner import check_supported, make_plan
 from partitioner.host.execution.policy import STORAGE16, Policy, get_policy
 from partitioner.host.execution.tracing import OpTrace, TraceRecorder
 from partitioner.host.mil.model import Feature, Function, MilProgram

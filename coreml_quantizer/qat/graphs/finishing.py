@@ -61,8 +61,14 @@ class Finisher(FakeQuantizeBase):
         _forget_mode(model)
         rewrite_lone_batch_norms(model)
         fold_constants(model)
-        # What conversion made, weights and grids, knows no shapes and stays as it is.
-        made = [(s, user) for user in model.graph.nodes if "val" not in user.meta for s in user.all_input_nodes]
+        # Constants that conversion made, weights and grids, know no shapes and stay as they are.
+        made = [
+            (source, user)
+            for user in model.graph.nodes
+            if "val" not in user.meta
+            for source in user.all_input_nodes
+            if source.op == "get_attr"
+        ]
         round_constants_to_half(model, made, rules)
 
 

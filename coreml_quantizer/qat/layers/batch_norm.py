@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coreml_quantizer.qat.ranks import several_ranks
 from coreml_quantizer.qat.schedule import Mode, Scheduled, nothing
+from coreml_quantizer.qat.several_ranks import several_ranks
 
 
 class BatchNorm(Scheduled):

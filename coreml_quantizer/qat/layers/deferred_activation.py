@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from coreml_quantizer.qat.quantizers.estimated import FakeQuantize
-from coreml_quantizer.qat.quantizers.functional import Interval
+from coreml_quantizer.qat.quantizers.rounding import Interval
 
 aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from coreml_quantizer.graph.values import evaluate
 from coreml_quantizer.process.lifecycle import refuse_export
 from coreml_quantizer.qat.quantizers.base import FakeQuantizer
-from coreml_quantizer.qat.quantizers.functional import fake_quantize_blocks
+from coreml_quantizer.qat.quantizers.rounding import fake_quantize_blocks
 from coreml_quantizer.qat.schedule import Mode
 from coreml_quantizer.specs import LookupTable
 from coreml_quantizer.weights import BlockObserver, PaletteObserver

@@ -13,7 +13,6 @@ from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver, R
 from coreml_quantizer.estimators.qparams import choose_qparams, choose_qparams_on_cpu
 from coreml_quantizer.process.lifecycle import refuse_export
 from coreml_quantizer.qat.quantizers.base import FakeQuantizer
-from coreml_quantizer.qat.quantizers.functional import Interval, fake_quantize_channels, fake_quantize_tensor
 from coreml_quantizer.qat.quantizers.numbers import (
     Singles,
     choose_grid,
@@ -23,6 +22,7 @@ from coreml_quantizer.qat.quantizers.numbers import (
     move_range,
     move_ranges,
 )
+from coreml_quantizer.qat.quantizers.rounding import Interval, fake_quantize_channels, fake_quantize_tensor
 from coreml_quantizer.qat.schedule import Mode
 
 

@@ -8,7 +8,7 @@ from torchao.quantization.pt2e.fake_quantize import FixedQParamsFakeQuantize
 
 from coreml_quantizer.process.lifecycle import refuse_export
 from coreml_quantizer.qat.quantizers.base import FakeQuantizer
-from coreml_quantizer.qat.quantizers.functional import fake_quantize_tensor
+from coreml_quantizer.qat.quantizers.rounding import fake_quantize_tensor
 from coreml_quantizer.qat.schedule import Mode
 from coreml_quantizer.specs import INT8, UINT8, Scheme, TensorSpec
 

@@ -13,8 +13,8 @@ from coreml_quantizer.graph.values import constant_of
 from coreml_quantizer.process.lifecycle import refuse_export
 from coreml_quantizer.qat.quantizers.base import FakeQuantizer
 from coreml_quantizer.qat.quantizers.estimated import FakeQuantize
-from coreml_quantizer.qat.quantizers.functional import fake_quantize_blocks
 from coreml_quantizer.qat.quantizers.numbers import eager_on_cpu, extremes_on_cpu
+from coreml_quantizer.qat.quantizers.rounding import fake_quantize_blocks
 from coreml_quantizer.qat.schedule import Mode
 from coreml_quantizer.weights.compressor import replace, store
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.estimators.qparams import choose_qparams, round_up_to_half
 from coreml_quantizer.qat.quantizers.estimated import FakeQuantize
-from coreml_quantizer.qat.ranks import several_ranks
+from coreml_quantizer.qat.several_ranks import several_ranks
 
 _SMALLEST = 1e-12
 """The smallest step; a step that becomes zero or negative would reverse the order of the values."""

@@ -11,8 +11,8 @@ from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver
 from coreml_quantizer.qat.layers.batch_norm import BatchNorm
 from coreml_quantizer.qat.quantizers.estimated import FakeQuantize
 from coreml_quantizer.qat.quantizers.learnable import LearnableFakeQuantize
-from coreml_quantizer.qat.ranks import several_ranks
 from coreml_quantizer.qat.schedule import Scheduled
+from coreml_quantizer.qat.several_ranks import several_ranks
 
 
 def agree(modules: Iterable[Scheduled]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from partitioner.host.errors import ProgramFormatError
 from partitioner.host.pte.checks import program_problems
+from partitioner.host.pte.fatal_calls import fatal_calls
 from partitioner.host.pte.flatbuffer import Table, read_root
-from partitioner.host.pte.kernels import fatal_calls
 from partitioner.host.pte.tensors import foreign_types
 
 COREML_BACKEND = "CoreMLBackend"

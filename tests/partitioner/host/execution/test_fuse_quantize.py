@@ -7,7 +7,7 @@ from helpers.mil import convert
 
 from partitioner import host
 from partitioner.host.execution.executor import run_plan
-from partitioner.host.execution.planner import make_plan
+from partitioner.host.execution.make_plan import make_plan
 from partitioner.host.execution.policy import policies
 
 SCALE = np.float16(0.05)

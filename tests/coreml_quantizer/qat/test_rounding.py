@@ -6,13 +6,13 @@ from torch import Tensor
 
 from coreml_quantizer.estimators import MinMaxObserver, MovingAverageObserver, extremes
 from coreml_quantizer.estimators.qparams import choose_qparams, choose_qparams_on_cpu
-from coreml_quantizer.qat.quantizers.functional import (
+from coreml_quantizer.qat.quantizers.learnable import LearnableFakeQuantize
+from coreml_quantizer.qat.quantizers.numbers import choose_grid, choose_grids, extremes_on_cpu, move_range, move_ranges
+from coreml_quantizer.qat.quantizers.rounding import (
     fake_quantize_blocks,
     fake_quantize_channels,
     fake_quantize_tensor,
 )
-from coreml_quantizer.qat.quantizers.learnable import LearnableFakeQuantize
-from coreml_quantizer.qat.quantizers.numbers import choose_grid, choose_grids, extremes_on_cpu, move_range, move_ranges
 from coreml_quantizer.specs import INT4, INT8, UINT8, IntegerStorage, PerChannel, Scheme, TensorSpec, Training
 
 
