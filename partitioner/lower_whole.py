@@ -54,32 +54,18 @@ def lower_whole(program: ExportedProgram, partitioner: CoreMLPartitioner) -> Edg
         return None
     if not partitioner.take_over_constant_data:
         return None
-    whole = _decomposed(program, partitioner)
-    if whole is None:
+    decisions = decide(program, partitioner.skipped)
+    if any(reason is not None for reason in decisions.values()):
         return None
-    program = whole
     inputs, outputs = _ends(program)
     if len(set(outputs)) < len(outputs) or any(node.op != "call_function" or not _passes(node) for node in outputs):
         return None
     if any(not node.users or not _passes(node) for node in inputs):
         return None
-    partitioner.record(program, decide(program, partitioner.skipped), 1)
+    partitioner.record(program, decisions, 1)
     specs = partitioner.specs_for(program)
     result = CoreMLBackend.preprocess(program, specs)
     return EdgeProgramManager({"forward": _calling(program, inputs, outputs, specs, result)})
-
-
-def _decomposed(program: ExportedProgram, partitioner: CoreMLPartitioner) -> ExportedProgram | None:
-    """Returns the program with operators decomposed as in the edge dialect; None when Core ML refuses some."""
-    kept, _ = partitioner.ops_to_not_decompose(program)
-    called = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
-    apart = called - set(kept)
-    decompositions = torch.export.default_decompositions() if apart else {}
-    table = {target: decompositions[target] for target in apart if target in decompositions}
-    if table:
-        program = program.run_decompositions(table)
-    decisions = decide(program, partitioner.skipped)
-    return None if any(reason is not None for reason in decisions.values()) else program
 
 
 def _is_plain(program: ExportedProgram) -> bool:

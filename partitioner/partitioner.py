@@ -32,7 +32,7 @@ from partitioner.rewrites.adaptive_pools import replace_adaptive_pools
 from partitioner.rewrites.functional import functional
 from partitioner.rewrites.high_ranks import lower_ranks
 from partitioner.rewrites.leading_dimensions import merge_leading_dimensions
-from partitioner.support.composites import kept_whole
+from partitioner.support.composites import decompose, kept_whole
 from partitioner.support.decide import Rejection, decide, rejections
 from partitioner.support.groups import Decisions, Groups, group
 from partitioner.support.readiness import random_notes, refuse_foreign_weights, refuse_unfinished
@@ -147,6 +147,7 @@ class CoreMLPartitioner(Partitioner):
         replace_adaptive_pools(program)
         merge_leading_dimensions(program)
         lower_ranks(program)
+        program = decompose(program, self.skipped, constant_values(program, self.take_over_constant_data))
         self._initialized = initialized_buffers(program) | (frozenset() if finished else self._initialized)
         return program
 

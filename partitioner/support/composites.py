@@ -1,6 +1,9 @@
 """The composite operators that ExecuTorch keeps whole, so that Core ML gets each as one operation."""
 
+from typing import Any
+
 import torch
+from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 
 from partitioner.graph.ranks import exceeds_ranks
@@ -23,7 +26,7 @@ becomes a slow loop."""
 def kept_whole(
     program: ExportedProgram, skipped: frozenset[str], constants: frozenset[str]
 ) -> dict[torch._ops.OpOverload, bool]:
-    """Returns every operator of a program, and whether it may stay whole.
+    """Returns the operators of a program that may stay whole by kind, and whether Core ML takes every call of each.
 
     An operator of which Core ML refuses one call is decomposed everywhere: ExecuTorch decides by operator, and has no
     kernels for composite ones.
@@ -41,6 +44,34 @@ def kept_whole(
         if kept.get(target, target not in _ALWAYS_DECOMPOSED and not _is_view(target)):
             kept[target] = refusal(node, skipped, constants) is None and not exceeds_ranks(node, constants)
     return kept
+
+
+def decompose(program: ExportedProgram, skipped: frozenset[str], constants: frozenset[str]) -> ExportedProgram:
+    """Decomposes the composite operators that may not stay whole; views are left to ExecuTorch.
+
+    Both ways of lowering start from the result. What an operator decomposes into is then decided in the same way for
+    both, as if the model were written with it: the linear layers of an LSTM stay whole.
+
+    Args:
+        program: An ATen program in functional form.
+        skipped: Lower-case names of the operators that the user keeps outside Core ML.
+        constants: Names of the values that the Core ML model will hold.
+
+    Returns:
+        The program itself when there is nothing to decompose.
+    """
+    kept = kept_whole(program, skipped, constants)
+    called = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    apart = [target for target in called if not kept.get(target, False) and not _is_view(target)]
+    known = _decompositions() if apart else {}
+    table = {target: known[target] for target in apart if target in known}
+    return program.run_decompositions(table) if table else program
+
+
+def _decompositions() -> dict[Any, Any]:
+    """Returns the decompositions of ExecuTorch's edge dialect."""
+    table: dict[Any, Any] = torch.export.default_decompositions()
+    return {**table, **get_decompositions([_ATEN.linalg_vector_norm.default])}
 
 
 def _is_view(target: torch._ops.OpOverload) -> bool:

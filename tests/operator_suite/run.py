@@ -3,7 +3,7 @@
     python tests/operator_suite/run.py [arguments of pytest]
 
 Every model is lowered by `partitioner.lower` and by `to_edge_transform_and_lower`, and both programs run on the host.
-Their results must have the same bits, and be PyTorch's up to the precision of float16. `DIFFERENT` lists the tests in
+Their results must have the same bits, and be PyTorch's. `DIFFERENT` lists the tests in
 which the two ways may round differently, and `UNLOWERED` those that are refused, with the error; each with its reason.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import coremltools as ct
 import executorch.backends.test.suite.operators as suite
 import pytest
 import torch
@@ -21,7 +22,9 @@ from executorch.exir import to_edge_transform_and_lower
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from partitioner import CoreMLPartitioner, host, lower
+from partitioner import CoreMLBackend, CoreMLPartitioner, host, lower
+
+FLOAT32 = CoreMLBackend.generate_compile_specs(compute_precision=ct.precision.FLOAT32)
 
 DIFFERENT: Mapping[str, str] = MappingProxyType({})
 UNLOWERED: Mapping[str, str] = MappingProxyType({})
@@ -46,12 +49,12 @@ class Runner:
         """Compares the two ways with each other and with PyTorch."""
         program = torch.export.export(model.eval(), tuple(inputs), dynamic_shapes=dynamic_shapes)
         expected = [value for value in tree_leaves(model(*inputs)) if isinstance(value, Tensor)]
-        direct = _run(lower(program).buffer, inputs)
-        edge = _run(
-            to_edge_transform_and_lower(program, partitioner=[CoreMLPartitioner()]).to_executorch().buffer, inputs
-        )
+        given = tree_leaves(inputs)
+        direct = _run(lower(program, compile_specs=FLOAT32).buffer, given)
+        partitioner = CoreMLPartitioner(compile_specs=FLOAT32)
+        edge = _run(to_edge_transform_and_lower(program, partitioner=[partitioner]).to_executorch().buffer, given)
         for one, other, right in zip(direct, edge, expected, strict=True):
-            torch.testing.assert_close(one, right.detach(), rtol=5e-3, atol=5e-3, equal_nan=True, check_stride=False)
+            torch.testing.assert_close(one, right.detach(), rtol=1e-4, atol=1e-4, equal_nan=True, check_stride=False)
             if self.test not in DIFFERENT:
                 torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
