@@ -7,7 +7,7 @@ import torch
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer
 
-from coreml_quantizer import presets
+from coreml_quantizer import composition, presets
 from coreml_quantizer.calibration.wrapping import wrap_for_calibration
 from coreml_quantizer.config import read_config
 from coreml_quantizer.errors import QuantizerError
@@ -17,16 +17,18 @@ from coreml_quantizer.graph.lone_batch_norm import rewrite_lone_batch_norms
 from coreml_quantizer.graph.shared_folding import refuse_wrong_folding
 from coreml_quantizer.graph.stochastic_depth import mark_stochastic_depth
 from coreml_quantizer.placement import prepare_kind
-from coreml_quantizer.placement.annotator import Placement, annotate
+from coreml_quantizer.placement.annotator import annotate
 from coreml_quantizer.placement.sharing import Place
 from coreml_quantizer.process.gc_pause import postpone_collection
 from coreml_quantizer.process.lifecycle import refuse_prepared, refuse_quantized
 from coreml_quantizer.process.torchao_cache import release_earlier_models
-from coreml_quantizer.qat.graphs.hiding import HiddenBatchNorm, hide, reveal
+from coreml_quantizer.qat.graphs.hiding import hide, reveal
 from coreml_quantizer.qat.graphs.wrapping import wrap_for_training
 from coreml_quantizer.qat.steps.trainee import Trainee
 from coreml_quantizer.reporting import Report, make_report
 from coreml_quantizer.rules import rules
+
+composition.forward_callbacks()
 
 
 class CoreMLQuantizer(Quantizer):
@@ -46,6 +48,9 @@ class CoreMLQuantizer(Quantizer):
     Weight-only configurations (`activation_dtype=torch.float32`) convert without any calibration sample.
 
     A quantizer keeps nothing of the graphs it prepared: it can be reused, copied and pickled.
+
+    What another quantizer has annotated stays as it is, so that quantizers can be composed, as by torchao's
+    `ComposableQuantizer`.
     """
 
     def __init__(self, config: object = None) -> None:
@@ -62,8 +67,6 @@ class CoreMLQuantizer(Quantizer):
         self.config = config
         preset = "w8a8" if config is None else config
         self._policy = read_config(presets.named(preset) if isinstance(preset, str) else preset)
-        self._placement: Placement | None = None
-        self._hidden: list[HiddenBatchNorm] = []
         self._training: Trainee | None = None
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
@@ -79,6 +82,7 @@ class CoreMLQuantizer(Quantizer):
         refuse_prepared(model)
         refuse_quantized(model)
         refuse_wrong_folding(model)
+        composition.forget_earlier(model)
         inline_contexts(model)
         mark_stochastic_depth(model)
         # Parameters stay, read or not: tied ones have a name each.
@@ -92,8 +96,8 @@ class CoreMLQuantizer(Quantizer):
         Raises:
             ScopeError: The configuration names modules or types that `model` does not have.
         """
-        self._placement = annotate(model, self._policy, rules)
-        self._hidden = hide(model)
+        placement = annotate(model, self._policy, rules)
+        composition.leave(model, placement, hide(model))
         prepare_kind.plant(model)
         return model
 
@@ -109,16 +113,18 @@ class CoreMLQuantizer(Quantizer):
             QuantizerError: `prepare_pt2e` called with a model that was exported in training mode, or
                 `prepare_qat_pt2e` with one in half precision.
         """
-        placement, self._placement = self._placement, None
-        hidden, self._hidden = self._hidden, []
-        assert placement is not None, "torchao calls annotate first"
-        if prepare_kind.detect(model, edge_or_node_to_obs_or_fq):
-            observers = _for_training(edge_or_node_to_obs_or_fq, frozenset(placement.weights))
-            self._training = Trainee(wrap_for_training(model, observers, placement, hidden))
+        annotated = composition.take(model)
+        if annotated is None:
+            return
+        trains = prepare_kind.detect(model, edge_or_node_to_obs_or_fq)
+        observers = composition.take_own(edge_or_node_to_obs_or_fq)
+        if trains:
+            observers = _for_training(observers, frozenset(annotated.placement.weights))
+            self._training = Trainee(wrap_for_training(model, observers, annotated.placement, annotated.hidden))
         else:
-            reveal(model, hidden)
-            wrap_for_calibration(model, edge_or_node_to_obs_or_fq, placement)
-        edge_or_node_to_obs_or_fq.clear()
+            reveal(model, annotated.hidden)
+            others = composition.constants_of_others(edge_or_node_to_obs_or_fq)
+            wrap_for_calibration(model, observers, annotated.placement, others)
 
     def step(self) -> None:
         """Takes one step of the milestones, and makes all ranks of a process group agree on every range.
@@ -132,7 +138,7 @@ class CoreMLQuantizer(Quantizer):
         if self._training is None:
             raise QuantizerError(
                 "step() has nothing to step: call prepare_qat_pt2e(exported_model, quantizer) with this quantizer "
-                "first."
+                "first. Of several in a ComposableQuantizer, the first one steps for all."
             )
         self._training.step()
 
@@ -151,7 +157,7 @@ class CoreMLQuantizer(Quantizer):
         return make_report(prepared, self._policy)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_placement": None, "_hidden": [], "_training": None}
+        return {**self.__dict__, "_training": None}
 
     def __repr__(self) -> str:
         return f"CoreMLQuantizer({self.config!r})"

@@ -11,7 +11,6 @@ from torchao.quantization.granularity import PerAxis, PerGroup
 from torchao.quantization.quant_api import IntxWeightOnlyConfig
 
 from coreml_quantizer import CoreMLQuantizer, presets
-from coreml_recipes.direct import DirectQuantizer
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -66,7 +65,7 @@ def problems(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _pt2e(config: Any) -> QuantizationRecipe:
-    return QuantizationRecipe(quantizers=[DirectQuantizer(CoreMLQuantizer(config))])
+    return QuantizationRecipe(quantizers=[CoreMLQuantizer(config)])
 
 
 def _torchao(config: Any, filter_fn: Filter | None) -> QuantizationRecipe:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import torch
 from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from coreml_quantizer.config.policy import QuantizationPolicy
 from coreml_quantizer.graph.aliases import resolve_aliases
@@ -68,6 +69,9 @@ class _Annotator:
         self._fragile_readers = FragileReaders(rules)
         self._near_poles = find_near_poles(self._nodes, self._moves)
         self._places = Places(SharingGroups({node: index for index, node in enumerate(self._nodes)}))
+        self._annotated = frozenset(node for node in self._nodes if Q_ANNOTATION_KEY in node.meta)
+        for node in self._annotated:
+            self._places.adopt(node, node.meta[Q_ANNOTATION_KEY])
         self._fusions = Fusions(rules, self._constants, self._scope)
         self._ledger = Ledger()
 
@@ -88,6 +92,8 @@ class _Annotator:
 
     def _decide(self, node: Node) -> str | None:
         """Quantizes `node`, or returns why it stays in floating point."""
+        if node in self._annotated:
+            return "another quantizer has annotated it"
         rule = self._rules.row(node)
         if rule is None:
             return "it is made of constants only" if node in self._constants else "no rule names this operator"
@@ -243,7 +249,7 @@ class _Annotator:
         return rule is not None and rule.treatment in _MOVING
 
     def _stops(self, node: Node) -> bool:
-        kept_float = node in self._masks or node in self._written or node in self._near_poles
+        kept_float = node in self._masks or node in self._written or node in self._near_poles or node in self._annotated
         return kept_float or any(s in self._masks for s in node.all_input_nodes)
 
 

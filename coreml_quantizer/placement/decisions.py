@@ -47,8 +47,21 @@ class Decision:
 
 
 def keep_decisions(graph_module: GraphModule, decisions: Sequence[Decision]) -> None:
-    """Stores decisions in the metadata of the graph they are about; they survive preparing and converting."""
-    graph_module.meta[_KEY] = tuple(decisions)
+    """Stores decisions in the metadata of the graph they are about; they survive preparing and converting.
+
+    Where another quantizer has quantized a call of the same graph before, its decision stays.
+    """
+    new = {decision.node: decision for decision in decisions}
+    earlier = {decision.node: decision for decision in graph_module.meta.get(_KEY, ())}
+    kept = {node: decision for node, decision in earlier.items() if decision.outcome != "float" or node not in new}
+    graph_module.meta[_KEY] = tuple({**earlier, **new, **kept}.values())
+
+
+def forget_decisions(graph_module: GraphModule) -> None:
+    """Removes what `keep_decisions` stored in a graph and in the graphs nested in it."""
+    for inner in graph_module.modules():
+        if isinstance(inner, GraphModule):
+            inner.meta.pop(_KEY, None)
 
 
 def name_entries(nodes: Iterable[Node], decisions: Iterable[Decision]) -> None:

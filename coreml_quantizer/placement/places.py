@@ -14,6 +14,17 @@ from coreml_quantizer.specs import FixedSpec, TensorSpec
 
 
 @dataclass
+class Annotation(QuantizationAnnotation):
+    """torchao's annotation of a node, recognizable as ours.
+
+    Attributes:
+        output_spec: The spec of the output, where it is quantized.
+    """
+
+    output_spec: TensorSpec | FixedSpec | None = None
+
+
+@dataclass
 class Places:
     """The quantizers that the annotator has placed so far.
 
@@ -82,6 +93,11 @@ class Places:
         if quantizes:
             self.outputs.add(node)
 
+    def adopt(self, node: Node, annotation: object) -> None:
+        """Notes that an annotation from before quantizes the output of `node`, if it is ours."""
+        if isinstance(annotation, Annotation) and annotation.output_spec is not None:
+            self.groups.adopt(node, annotation.output_spec)
+
     def specialize(self, spec: TensorSpec, node: Node) -> TensorSpec | FixedSpec:
         """Returns `spec` as adapted to what is known about the output of `node`.
 
@@ -100,13 +116,14 @@ class Places:
         """Writes torchao annotations on `nodes`; sharing is explicit, so that torchao infers none."""
         for node in nodes:
             if node in self.inputs or node in self.outputs:
-                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+                node.meta[Q_ANNOTATION_KEY] = Annotation(
                     input_qspec_map={
                         source: self._torchao_spec(place) for source, place in self.inputs.get(node, {}).items()
                     },
                     output_qspec=self._torchao_spec(node) if node in self.outputs else None,
                     allow_implicit_sharing=False,
                     _annotated=True,
+                    output_spec=self.groups.spec(node) if node in self.outputs else None,
                 )
 
     def _on_edge(self, source: Node, node: Node, spec: TensorSpec | FixedSpec) -> bool:

@@ -6,17 +6,20 @@ from collections.abc import Iterable
 import torch
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e.fake_quantize import FixedQParamsFakeQuantize
-from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec, QuantizationAnnotation
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from coreml_quantizer.errors import QuantizerError, QuantizerWarning
 from coreml_quantizer.estimators import RangeObserver
 from coreml_quantizer.graph.modes import trains
 from coreml_quantizer.graph.nodes import module_stack
+from coreml_quantizer.placement.places import Annotation
 from coreml_quantizer.placement.sharing import Place
+from coreml_quantizer.placement.torchao_specs import FixedParameters
 from coreml_quantizer.specs import Training
 
-_PROBE = FixedQParamsQuantizationSpec(torch.uint8, 1.0, 0, quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine)
+_PROBE = FixedParameters(
+    dtype=torch.uint8, scale=1.0, zero_point=0, quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine
+)
 """A spec for which torchao makes a fake quantizer in training, and an observer otherwise."""
 
 
@@ -52,16 +55,20 @@ def _module_of(node: Node) -> str:
 
 
 def plant(model: GraphModule) -> None:
-    """Annotates `model` with `_PROBE` on an edge that no graph has: from the output node to itself."""
+    """Annotates `model` with `_PROBE` on the value of the output node, which nothing reads.
+
+    Tools that look for the readers of annotated values therefore find nothing to quantize.
+    """
     output = model.graph.output_node()
-    output.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({output: _PROBE}, allow_implicit_sharing=False)
+    if Q_ANNOTATION_KEY not in output.meta:
+        output.meta[Q_ANNOTATION_KEY] = Annotation(output_qspec=_PROBE, allow_implicit_sharing=False)
 
 
 def detect(model: GraphModule, observers: dict[Place, torch.nn.Module]) -> bool:
     """Removes the annotation that `plant` added, and returns whether torchao is preparing for training."""
     output = model.graph.output_node()
     del output.meta[Q_ANNOTATION_KEY]
-    return isinstance(observers.pop((output, output)), FixedQParamsFakeQuantize)
+    return isinstance(observers.pop(output), FixedQParamsFakeQuantize)
 
 
 def warn_of_settings(observers: Iterable[torch.nn.Module]) -> None:

@@ -27,6 +27,7 @@ class SharingGroups:
         self._positions = positions
         self._parent: dict[Place, Place] = {}
         self._group: dict[Place, _Group] = {}
+        self._adopted: set[Place] = set()
 
     def __contains__(self, place: Place) -> bool:
         return place in self._parent
@@ -35,6 +36,11 @@ class SharingGroups:
         """Gives `place` its own quantization parameters."""
         self._parent[place] = place
         self._group[place] = _Group(place, self._order(place), spec)
+
+    def adopt(self, place: Place, spec: TensorSpec | FixedSpec) -> None:
+        """Notes that another quantizer has given `place` parameters, which others may share but nothing may change."""
+        self.define(place, spec)
+        self._adopted.add(place)
 
     def share(self, place: Place, with_place: Place) -> None:
         """Gives `place` the quantization parameters of `with_place`."""
@@ -58,6 +64,9 @@ class SharingGroups:
 
         Their specs must differ only in scheme, or be one and the same fixed spec.
         """
+        roots = {self._root(place) for place in places}
+        if len(roots) > 1 and roots & self._adopted:
+            return False
         specs = [self.spec(place) for place in places]
         if any(isinstance(spec, FixedSpec) for spec in specs):
             return len(set(specs)) == 1

@@ -3,7 +3,7 @@
 from functools import cache, partial
 
 import torch
-from torchao.quantization.pt2e.observer import PartialWrapper
+from torchao.quantization.pt2e.observer import FixedQParamsObserver, PartialWrapper
 from torchao.quantization.pt2e.quantizer import (
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
@@ -15,12 +15,22 @@ from coreml_quantizer.specs import FixedSpec, LookupTable, PerBlock, PerChannelG
 from coreml_quantizer.weights import BlockObserver, PaletteObserver
 
 
+class FixedParameters(FixedQParamsQuantizationSpec, QuantizationSpec):
+    """Fixed parameters that torchao takes as such, and tools that know no such specs take as a common spec.
+
+    NNCF refuses every annotation that is no `QuantizationSpec`, which torchao's own class for fixed parameters is not.
+    The fields are those of torchao's class.
+    """
+
+    observer_or_fake_quant_ctr = FixedQParamsObserver
+
+
 @cache
 def to_torchao(spec: TensorSpec | FixedSpec) -> QuantizationSpecBase:
     """Returns the torchao spec that creates the observer of `spec`."""
     storage = spec.storage
     if isinstance(spec, FixedSpec):
-        return FixedQParamsQuantizationSpec(
+        return FixedParameters(
             dtype=storage.dtype,
             scale=spec.scale,
             zero_point=spec.zero_point,

@@ -1,5 +1,7 @@
 """ExecuTorch's export recipes, made of this project's parts."""
 
+from dataclasses import replace
+
 import coremltools as ct
 import pytest
 import torch
@@ -11,7 +13,7 @@ from executorch.export.target_recipes import get_ios_recipe
 from helpers.models import signal_to_noise
 from torch import nn
 
-from coreml_quantizer import presets
+from coreml_quantizer import Skip, presets
 from coreml_recipes import CoreMLRecipeProvider, CoreMLRecipeType
 from partitioner import host
 from partitioner.options.compile_specs import is_marked
@@ -114,6 +116,15 @@ def test_every_recipe_combines_with_that_of_another_backend(name: str) -> None:
     other = ExportRecipe.get_recipe(XNNPackRecipeType.FP32)
     combined = ExportRecipe.combine([ExportRecipe.get_recipe(recipe_type, **arguments), other])
     assert len(combined.lowering_recipe.partitioners) == 2
+
+
+def test_a_quantizer_of_another_backend_takes_what_ours_leaves() -> None:
+    config = replace(presets.w8a8(), skip=Skip(modules=("2",)))
+    ours = ExportRecipe.get_recipe(CoreMLRecipeType.PT2E_INT8_STATIC, config=config)
+    theirs = ExportRecipe.get_recipe(XNNPackRecipeType.PT2E_INT8_STATIC_PER_CHANNEL)
+    session = export(network(), [X], ExportRecipe.combine([ours, theirs]))
+    (result,) = host.run(bytes(session.get_pte_buffer()), *X)
+    assert signal_to_noise(network()(*X).detach(), result) > 25
 
 
 WRONG = [

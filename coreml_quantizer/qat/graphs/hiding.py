@@ -1,5 +1,6 @@
 """The hiding of batch norms from torchao, which would trace 96 patterns (10 s to 30 s) if it saw one."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ def hide(graph_module: GraphModule) -> list[HiddenBatchNorm]:
     return hidden
 
 
-def reveal(graph_module: GraphModule, hidden: list[HiddenBatchNorm]) -> None:
+def reveal(graph_module: GraphModule, hidden: Iterable[HiddenBatchNorm]) -> None:
     """Undoes `hide`."""
     for batch_norm in hidden:
         node = batch_norm.node

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def wrap_for_training(
     graph_module: GraphModule,
     observers: Mapping[Place, nn.Module],
     placement: Placement,
-    hidden: list[HiddenBatchNorm],
+    hidden: Sequence[HiddenBatchNorm],
 ) -> list[Scheduled]:
     """Inserts fake quantizers, and makes operators that depend on the mode follow the mode of the model.
 
@@ -74,7 +74,7 @@ def wrap_for_training(
 class _Folded:
     """The batch norms that fold into layers, by layer."""
 
-    def __init__(self, observers: Mapping[Place, nn.Module], hidden: list[HiddenBatchNorm]) -> None:
+    def __init__(self, observers: Mapping[Place, nn.Module], hidden: Sequence[HiddenBatchNorm]) -> None:
         uses = Counter(id(observer) for observer in observers.values())
         self.by_layer: dict[Node, HiddenBatchNorm] = {}
         for batch_norm in hidden:
@@ -132,7 +132,9 @@ def _schedule_fixed(quantizers: Iterable[nn.Module]) -> None:
             quantizer.schedule(milestones)
 
 
-def _train_batch_norms(graph_module: GraphModule, hidden: list[HiddenBatchNorm], mode: Node, folded: _Folded) -> None:
+def _train_batch_norms(
+    graph_module: GraphModule, hidden: Sequence[HiddenBatchNorm], mode: Node, folded: _Folded
+) -> None:
     default = most_common_milestones(graph_module.modules())
     counters = _take_counters(graph_module)
     for batch_norm in hidden:
@@ -191,7 +193,7 @@ def _pass_mode(graph_module: GraphModule, mode: Node) -> None:
                 node.args = (*node.args, mode)
 
 
-def _add_mode(graph_module: GraphModule, hidden: list[HiddenBatchNorm]) -> Node:
+def _add_mode(graph_module: GraphModule, hidden: Sequence[HiddenBatchNorm]) -> Node:
     """Adds the attribute in which torchao keeps whether an exported model trains, and a node that reads it."""
     training = any(batch_norm.trains for batch_norm in hidden) or any(trains(node) for node in graph_module.graph.nodes)
     setattr(graph_module, MODE, True if training else None)
