@@ -6,11 +6,9 @@ Each annotates what no other has annotated. The first one that torchao asks for 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantizer import ComposableQuantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from coreml_quantizer.placement.annotator import Placement
@@ -20,7 +18,6 @@ from coreml_quantizer.placement.sharing import Place
 from coreml_quantizer.qat.graphs.hiding import HiddenBatchNorm
 
 _KEY = "coreml_quantizer_waiting"
-_CALLBACK = "prepare_obs_or_fq_callback"
 
 
 @dataclass(frozen=True)
@@ -72,17 +69,6 @@ def constants_of_others(observers: Mapping[Place, nn.Module]) -> frozenset[Place
     """Returns the edges into nodes that other quantizers annotated: what they read is not ours to round."""
     nodes = {place[1] if isinstance(place, tuple) else place for place in observers}
     return frozenset((source, node) for node in nodes for source in node.all_input_nodes)
-
-
-def forward_callbacks() -> None:
-    """Lets torchao's `ComposableQuantizer` ask its quantizers for observers, unless it does so itself."""
-    if _CALLBACK not in vars(ComposableQuantizer):
-        setattr(ComposableQuantizer, _CALLBACK, _ask_each)
-
-
-def _ask_each(composed: Any, model: GraphModule, observers: dict[Place, nn.Module]) -> None:
-    for quantizer in composed.quantizers:
-        quantizer.prepare_obs_or_fq_callback(model, observers)
 
 
 def _is_own(place: Place) -> bool:

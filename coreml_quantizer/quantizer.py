@@ -7,7 +7,7 @@ import torch
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantizer import Quantizer
 
-from coreml_quantizer import composition, presets
+from coreml_quantizer import composition, presets, torchao_patches
 from coreml_quantizer.calibration.wrapping import wrap_for_calibration
 from coreml_quantizer.config import read_config
 from coreml_quantizer.errors import QuantizerError
@@ -28,7 +28,7 @@ from coreml_quantizer.qat.steps.trainee import Trainee
 from coreml_quantizer.reporting import Report, make_report
 from coreml_quantizer.rules import rules
 
-composition.forward_callbacks()
+torchao_patches.apply()
 
 
 class CoreMLQuantizer(Quantizer):

@@ -1,6 +1,7 @@
 """Lowering of PyTorch programs to Core ML delegates, and a host runtime for them.
 
-Public names: `lower`, `LoweredProgram`, `CoreMLPartitioner`, `CoreMLBackend` and the subpackage `host`.
+Public names: `lower`, `LoweredProgram`, `CoreMLPartitioner`, `CoreMLBackend`, `MULTIMETHOD_WEIGHT_SHARING_STRATEGY` and
+the subpackage `host`.
 They are loaded on first use, so that `partitioner.host` works without the lowering's dependencies.
 """
 
@@ -13,12 +14,21 @@ if TYPE_CHECKING:
     from partitioner.lowered_program import LoweredProgram as LoweredProgram
     from partitioner.lowered_program import lower as lower
     from partitioner.partitioner import CoreMLPartitioner as CoreMLPartitioner
+    from partitioner.stock import MULTIMETHOD_WEIGHT_SHARING_STRATEGY as MULTIMETHOD_WEIGHT_SHARING_STRATEGY
 
-__all__ = ["CoreMLBackend", "CoreMLPartitioner", "LoweredProgram", "host", "lower"]
+__all__ = [
+    "MULTIMETHOD_WEIGHT_SHARING_STRATEGY",
+    "CoreMLBackend",
+    "CoreMLPartitioner",
+    "LoweredProgram",
+    "host",
+    "lower",
+]
 
 _SOURCES = {
     "CoreMLBackend": ("partitioner.backend", "CoreMLBackend"),
     "CoreMLPartitioner": ("partitioner.partitioner", "CoreMLPartitioner"),
+    "MULTIMETHOD_WEIGHT_SHARING_STRATEGY": ("partitioner.stock", "MULTIMETHOD_WEIGHT_SHARING_STRATEGY"),
     "LoweredProgram": ("partitioner.lowered_program", "LoweredProgram"),
     "host": ("partitioner.host", None),
     "lower": ("partitioner.lowered_program", "lower"),

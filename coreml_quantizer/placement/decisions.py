@@ -57,6 +57,11 @@ def keep_decisions(graph_module: GraphModule, decisions: Sequence[Decision]) -> 
     graph_module.meta[_KEY] = tuple({**earlier, **new, **kept}.values())
 
 
+def has_decisions(graph_module: GraphModule) -> bool:
+    """Returns whether a graph was annotated by this package."""
+    return _KEY in graph_module.meta
+
+
 def forget_decisions(graph_module: GraphModule) -> None:
     """Removes what `keep_decisions` stored in a graph and in the graphs nested in it."""
     for inner in graph_module.modules():

@@ -5,13 +5,14 @@ import copy
 import coremltools as ct
 import pytest
 import torch
+from coremltools.optimize.torch.quantization import LinearQuantizer as StockQuantizer
 from coremltools.optimize.torch.quantization import LinearQuantizerConfig
 from executorch.exir import to_edge_transform_and_lower
 from helpers.models import signal_to_noise
 from helpers.trained_networks import IMAGE, batches, everything, loss_of
 from torch import Tensor, nn
 
-from coreml_quantizer import ExportError, LinearQuantizer, QuantizerError, presets
+from coreml_quantizer import ExportError, LinearQuantizer, QuantizerError, QuantizerWarning, presets
 from partitioner import CoreMLBackend, CoreMLPartitioner, host
 
 CONFIG = {"global_config": {"quantization_scheme": "symmetric", "milestones": [0, 2, 6, 4]}}
@@ -135,17 +136,27 @@ def test_report_names_every_operator() -> None:
     assert "linear" in text
 
 
-@pytest.mark.parametrize("call", ["step", "finalize", "report"])
-def test_calls_before_prepare_are_refused(call: str) -> None:
-    with pytest.raises(QuantizerError, match=rf"{call}\(\) needs a prepared model"):
-        getattr(LinearQuantizer(everything()), call)()
+def test_calls_before_prepare_warn_and_do_nothing() -> None:
+    model = everything()
+    quantizer = LinearQuantizer(model)
+    with pytest.warns(QuantizerWarning, match=r"step\(\) does nothing before prepare"):
+        quantizer.step()
+    with pytest.warns(QuantizerWarning, match=r"finalize\(\) does nothing before prepare"):
+        assert quantizer.finalize() is model
+    assert not quantizer.report()
+    assert repr(quantizer.report()) == repr(StockQuantizer(everything()).report()) == ""
+
+
+def test_a_second_prepare_warns_and_returns_the_first_result() -> None:
+    quantizer = LinearQuantizer(everything(), presets.w8())
+    prepared = quantizer.prepare(EXAMPLE)
+    with pytest.warns(QuantizerWarning, match=r"prepare\(\) was called before"):
+        assert quantizer.prepare(EXAMPLE) is prepared
 
 
 def test_calls_in_the_wrong_order_are_refused() -> None:
     quantizer = LinearQuantizer(everything(), presets.w8())
     quantizer.prepare(EXAMPLE)(*batches(1))
-    with pytest.raises(QuantizerError, match="prepare\\(\\) was called before"):
-        quantizer.prepare(EXAMPLE)
     quantizer.finalize(inplace=True)
     for call in ("finalize", "report", "step"):
         with pytest.raises(QuantizerError, match=rf"{call}\(\) needs the prepared model.*used up"):
