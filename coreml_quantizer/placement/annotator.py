@@ -10,18 +10,20 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from coreml_quantizer.config.policy import QuantizationPolicy
 from coreml_quantizer.graph.aliases import resolve_aliases
-from coreml_quantizer.graph.values import find_constants, find_written_values, is_float
+from coreml_quantizer.graph.values import constant_of, find_constants, find_written_values, is_float
 from coreml_quantizer.placement.decisions import keep_decisions, name_entries
 from coreml_quantizer.placement.foreign_types import warn_of_foreign_types
-from coreml_quantizer.placement.fragile_values import FragileReaders, find_near_poles
 from coreml_quantizer.placement.fusion import Fusions
-from coreml_quantizer.placement.masks import MaskFinder
+from coreml_quantizer.placement.kept_float.fragile_values import NEAR_POLE, FragileReaders, find_near_poles
+from coreml_quantizer.placement.kept_float.masks import MaskFinder
+from coreml_quantizer.placement.kept_float.positions import POSITION, find_positions
 from coreml_quantizer.placement.operands import activations, operand, weight_axes
 from coreml_quantizer.placement.places import Places
 from coreml_quantizer.placement.recording import Ledger, record, record_nested
 from coreml_quantizer.placement.scope import ScopeResolver
 from coreml_quantizer.placement.sharing import Place, SharingGroups
 from coreml_quantizer.rules import OpRule, OutputRange, RuleTable, Treatment
+from coreml_quantizer.rules.registry import Position
 from coreml_quantizer.specs import FixedSpec, OpSpec, Scheme, TensorSpec
 
 
@@ -56,6 +58,7 @@ class _Annotator:
     """The state of one pass."""
 
     def __init__(self, graph_module: GraphModule, policy: QuantizationPolicy, rules: RuleTable) -> None:
+        self._graph_module = graph_module
         self._nodes = list(graph_module.graph.nodes)
         self._scope = ScopeResolver(policy, graph_module, rules)
         self._rules = rules
@@ -67,7 +70,10 @@ class _Annotator:
         self._constants = find_constants(self._nodes, self._written)
         self._no_activations = self._constants | self._written
         self._fragile_readers = FragileReaders(rules)
-        self._near_poles = find_near_poles(self._nodes, self._moves)
+        self._exact = {
+            **dict.fromkeys(find_positions(self._nodes, self._moves, self._constant), POSITION),
+            **dict.fromkeys(find_near_poles(self._nodes, self._moves), NEAR_POLE),
+        }
         self._places = Places(SharingGroups({node: index for index, node in enumerate(self._nodes)}))
         self._annotated = frozenset(node for node in self._nodes if Q_ANNOTATION_KEY in node.meta)
         for node in self._annotated:
@@ -134,7 +140,7 @@ class _Annotator:
     def quantized(self, node: Node, rule: OpRule, spec: OpSpec) -> str | None:
         weights = weight_axes(node, rule, self._constants)
         sources = activations(node, rule, weights, self._no_activations)
-        reason = self._why_not_here(node, rule, sources)
+        reason = self._why_not_here(node, rule, sources, weights)
         if reason is not None:
             return reason
         if spec.weight is not None:
@@ -163,8 +169,8 @@ class _Annotator:
         if rule.combines and self._fragile_readers.include_norm(node):
             self._ledger.notes[node] = "its operands are quantized; what it makes stays float, because a norm reads it"
             return
-        if node in self._near_poles:
-            self._ledger.notes[node] = f"its operands are quantized; what it makes stays float: {_NEAR_POLE}"
+        if node in self._exact:
+            self._ledger.notes[node] = f"its operands are quantized; what it makes stays float: {self._exact[node]}"
             return
         tail = self._fusions.follow(node, rule, spec, self._stops)
         behind = self._rules.lookup(tail)
@@ -175,13 +181,15 @@ class _Annotator:
         if spec.output is not None and tail not in self._written:
             self._places.quantize_output(tail, spec.output.affine() if keeps_affine else spec.output)
 
-    def _why_not_here(self, node: Node, rule: OpRule, sources: list[Node]) -> str | None:
+    def _why_not_here(
+        self, node: Node, rule: OpRule, sources: list[Node], weights: Mapping[Position, int]
+    ) -> str | None:
         if self._is_masking(node, rule):
             return "one of its operands holds masking values, which must never set a range"
+        if node in self._exact and (rule.combines or not weights):
+            return self._exact[node]
         if not rule.combines:
             return None
-        if node in self._near_poles:
-            return _NEAR_POLE
         if self._fragile_readers.read_all_of(node):
             return "all that is made of it goes into a function that eight bits would ruin"
         if not any(source in self._places for source in sources):
@@ -192,8 +200,8 @@ class _Annotator:
         source = operand(node, 0)
         if source is None or spec.output is None or source not in self._places:
             return _INPUT_IS_FLOAT
-        if node in self._near_poles:
-            return _NEAR_POLE
+        if node in self._exact:
+            return self._exact[node]
         self._places.share_edge(source, node, source)
         self._places.quantize_output(node, spec.output)
         return None
@@ -244,12 +252,15 @@ class _Annotator:
         operands = (operand(node, position) for position in rule.inputs_of(node))
         return node in self._masks or any(found in self._masks for found in operands if found is not None)
 
+    def _constant(self, node: Node) -> torch.Tensor | None:
+        return constant_of(self._graph_module, node) if node in self._constants else None
+
     def _moves(self, node: Node) -> bool:
         rule = self._rules.lookup(node)
         return rule is not None and rule.treatment in _MOVING
 
     def _stops(self, node: Node) -> bool:
-        kept_float = node in self._masks or node in self._written or node in self._near_poles or node in self._annotated
+        kept_float = node in self._masks or node in self._written or node in self._exact or node in self._annotated
         return kept_float or any(s in self._masks for s in node.all_input_nodes)
 
 
@@ -258,7 +269,6 @@ _NOTHING_ASKED = "the configuration quantizes nothing that it reads or writes"
 _MISSED = "written in place, and quantized values are read through copies, which would miss that"
 _WRITTEN, _READS_WRITTEN = f"its value is {_MISSED}", f"what it reads is {_MISSED}"
 _INPUT_IS_FLOAT = "its input is in floating point"
-_NEAR_POLE = "it is divided by, or goes into a logarithm or an inverse root, and eight bits round what is small to zero"
 
 _HANDLERS: Mapping[Treatment, Callable[[_Annotator, Node, OpRule, OpSpec], str | None]] = MappingProxyType(
     {

@@ -59,6 +59,9 @@ _KEEPING_SMALL = frozenset(
 """Operators that change small values only a little."""
 
 
+NEAR_POLE = "it is divided by, or goes into a logarithm or an inverse root, and eight bits round what is small to zero"
+
+
 def find_near_poles(nodes: Iterable[Node], moves: Callable[[Node], bool]) -> frozenset[Node]:
     """Returns the nodes whose values are divisors, or inputs of a logarithm or an inverse root.
 
