@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,18 +49,24 @@ class Sensitivity:
     quantized_score: float
     modules: tuple[ModuleSensitivity, ...]
 
-    def most_sensitive(self, count: int) -> tuple[str, ...]:
+    def most_sensitive(self, count: int, containers: bool = False) -> tuple[str, ...]:
         """Returns the paths of the `count` most sensitive modules, none inside another, for `Skip(modules=...)`.
+
+        Args:
+            count: How many to return; fewer where fewer were measured.
+            containers: Whether to take modules, too, that contain other measured modules. The score of such a module
+                is that of everything inside, so that a whole encoder often comes first.
 
         Raises:
             ValueError: `count` is negative.
         """
         if count < 0:
             raise ValueError(f"count={count}: must not be negative.")
+        around = {path for found in self.modules for path in _around(found.module)}
         chosen: list[str] = []
         for found in self.modules:
             overlaps = inside(found.module, chosen) or any(inside(path, (found.module,)) for path in chosen)
-            if len(chosen) < count and not overlaps:
+            if len(chosen) < count and not overlaps and (containers or found.module not in around):
                 chosen.append(found.module)
         return tuple(chosen)
 
@@ -88,6 +95,13 @@ class Sensitivity:
             f"All quantized: {self.quantized_score:.2f}. Nothing quantized: {self.float_score:.2f}.",
         )
         return render((self.metric, "module"), rows, footer)
+
+
+def _around(path: str) -> Iterator[str]:
+    """Yields the paths of the modules around `path`."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def _finite(score: float) -> float | None:

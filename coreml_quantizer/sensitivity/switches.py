@@ -10,7 +10,8 @@ from torch.fx.node import map_arg
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from coreml_quantizer.calibration.observing import observers_of
-from coreml_quantizer.graph.nodes import module_stack
+from coreml_quantizer.graph.modes import DROPOUTS
+from coreml_quantizer.graph.nodes import module_stack, packet_of
 from coreml_quantizer.graph.values import evaluate, find_constants, find_written_values, written_buffers
 from coreml_quantizer.half.rounding import rounded_to_half
 from coreml_quantizer.placement.decisions import decisions_of
@@ -116,7 +117,8 @@ class _Builder:
             return
         # Conversion replaces each observer, and leaves everything else its name and its arguments.
         before, after = _arguments(node), _arguments(self._counterparts[node.name])
-        module = self._modules.get(node.name)
+        # A dropout passes on what it reads, which counts with the module that made it.
+        module = None if _is_dropout(node) else self._modules.get(node.name)
         for source, quantized in zip(before, after, strict=True):
             if self._observes(source):
                 owner = _module_of(source) if module is None else module
@@ -158,12 +160,17 @@ def _arguments(node: Node) -> list[Node]:
 
 
 def _module_of(observer: Node) -> str:
-    """Returns the path of the module that made the value of `observer`, whose reader is in floating point."""
+    """Returns the path of the module that made the value of `observer`, whose reader has no path of its own here."""
     node = observer
-    while node.op == "call_module":
+    while node.op == "call_module" or _is_dropout(node):
         node = node.all_input_nodes[0]
     stack = module_stack(node)
     return stack[-1][0] if stack else ""
+
+
+def _is_dropout(node: Node) -> bool:
+    """Returns whether `node` is a dropout, which does nothing in a calibrated graph."""
+    return node.op == "call_function" and packet_of(node) in DROPOUTS
 
 
 def _unchanged(x: Tensor) -> Tensor:

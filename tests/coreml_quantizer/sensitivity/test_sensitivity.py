@@ -126,6 +126,48 @@ def test_a_module_is_measured_with_everything_inside() -> None:
         found.most_sensitive(-1)
 
 
+class Encoder(nn.Module):
+    """Blocks with operators of their own around layers, and dropouts between, as transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"dense": nn.Linear(16, 16), "dropout": nn.Dropout(0.1), "again": nn.Dropout(0.1)})
+            for _ in range(3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block["again"](block["dropout"](block["dense"](x)))
+        return x
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = Encoder(), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.sigmoid(self.encoder(x)))
+        return result
+
+
+@pytest.mark.parametrize("mode", ["only", "all_but"])
+@pytest.mark.parametrize("preset", ["w8a8", "w4_block32"])
+def test_leaves_are_named_and_dropouts_count_with_what_they_read(preset: str, mode: str) -> None:
+    found = analyze_sensitivity(calibrated(Outer(), (X,), preset), [X], mode=mode)  # type: ignore[arg-type]
+    measured = {entry.module for entry in found.modules}
+    layers = {"encoder.blocks.0.dense", "encoder.blocks.1.dense", "encoder.blocks.2.dense", "head"}
+    assert not any("dropout" in path or "again" in path for path in measured)
+    assert measured == (layers | {"encoder"} if preset == "w8a8" else layers)
+    for count in range(6):
+        assert len(found.most_sensitive(count)) == min(count, 4)
+        assert set(found.most_sensitive(count)) <= layers
+    if preset == "w8a8" and mode == "only":
+        assert "encoder" in found.most_sensitive(2, containers=True)
+
+
 def test_a_score_of_ones_own() -> None:
     graph = calibrated(Gate(), (X,), "w8")
     wanted = run(calibrated(Gate(), (X,), QuantizerConfig(None)), (X,))
