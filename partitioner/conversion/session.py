@@ -20,6 +20,8 @@ from coremltools.optimize.coreml import _quantization_passes as _compression
 
 from partitioner.conversion import declared_half, fast_mil, requantization, shapes
 from partitioner.conversion.fast_mil import without_old_garbage
+from partitioner.errors import ConversionError
+from partitioner.versions import unsuitable
 
 _PROGRESS = ((_frontend, "_tqdm"), (_pipeline, "tqdm"), (_compression, "tqdm"))
 """The progress functions of Core ML Tools: (module, name of the function)."""
@@ -73,21 +75,16 @@ def quiet_conversion() -> Iterator[Position]:
     """Silences Core ML Tools while the context is open, and follows its position.
 
     Only one thread converts at a time, because Core ML Tools keeps its state in globals.
+
+    Raises:
+        ConversionError: The installed Core ML Tools has not what is replaced; the message names the versions.
     """
     position = Position()
     logger = logging.getLogger("coremltools")
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logger.level
-        wanted: list[tuple[Any, str, Any]] = [
-            *((module, name, position.follow) for module, name in _PROGRESS),
-            (Program, "validate", position.validating(Program.validate)),
-            *fast_mil.replacements(),
-            *declared_half.replacements(),
-            *requantization.replacements(),
-            *shapes.replacements(),
-        ]
-        replaced = [(owner, name, vars(owner)[name]) for owner, name, _ in wanted]
+        wanted, replaced = _replacements(position)
         try:
             logger.setLevel(logging.CRITICAL + 1)
             for owner, name, replacement in wanted:
@@ -98,3 +95,22 @@ def quiet_conversion() -> Iterator[Position]:
             for owner, name, original in replaced:
                 setattr(owner, name, original)
             logger.setLevel(level)
+
+
+_Attributes = list[tuple[Any, str, Any]]
+
+
+def _replacements(position: Position) -> tuple[_Attributes, _Attributes]:
+    """Returns what is put into Core ML Tools for a conversion, and what is there before: owner, name, value."""
+    try:
+        wanted: _Attributes = [
+            *((module, name, position.follow) for module, name in _PROGRESS),
+            (Program, "validate", position.validating(Program.validate)),
+            *fast_mil.replacements(),
+            *declared_half.replacements(),
+            *requantization.replacements(),
+            *shapes.replacements(),
+        ]
+        return wanted, [(owner, name, vars(owner)[name]) for owner, name, _ in wanted]
+    except (AttributeError, KeyError) as error:
+        raise ConversionError(unsuitable(error)) from error
