@@ -29,6 +29,7 @@ from partitioner.refusals import Kind, Refusal
 from partitioner.reporting.report import LoweringReport, make_report
 from partitioner.reporting.storage_notes import storage_notes
 from partitioner.rewrites.adaptive_pools import replace_adaptive_pools
+from partitioner.rewrites.floor_division import replace_floor_divisions
 from partitioner.rewrites.functional import functional
 from partitioner.rewrites.high_ranks import lower_ranks
 from partitioner.rewrites.leading_dimensions import merge_leading_dimensions
@@ -145,6 +146,7 @@ class CoreMLPartitioner(Partitioner):
         program = functional(exported_program)
         detach(program)
         replace_adaptive_pools(program)
+        replace_floor_divisions(program)
         merge_leading_dimensions(program)
         lower_ranks(program)
         program = decompose(program, self.skipped, constant_values(program, self.take_over_constant_data))

@@ -30,7 +30,7 @@ def _integer_bits(node: Node) -> str | None:
     return "Core ML has bitwise operations on booleans only"
 
 
-def _dilated_pool(node: Node) -> str | None:
+def _max_pool(node: Node) -> str | None:
     dilation = argument(node, 4, "dilation", 1)
     if any(step != 1 for step in (dilation if isinstance(dilation, (list, tuple)) else [dilation])):
         return f"Core ML has no dilated max pooling (dilation={dilation})"
@@ -145,10 +145,11 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "aten.acosh.default": _never("Core ML has no such operation (coremltools#2569)"),
         "aten.asinh.default": _never("Core ML has no such operation (coremltools#2569)"),
         "aten.rand.default": _never("the converter cannot read its arguments (executorch#11722)"),
-        "aten.max_pool2d.default": _dilated_pool,
-        "aten.max_pool3d.default": _dilated_pool,
-        "aten.max_pool2d_with_indices.default": _dilated_pool,
-        "aten.max_pool3d_with_indices.default": _dilated_pool,
+        **{
+            f"aten.{name}.default": _max_pool
+            for rank in (1, 2, 3)
+            for name in (f"max_pool{rank}d", f"max_pool{rank}d_with_indices", f"adaptive_max_pool{rank}d")
+        },
         "aten.avg_pool2d.default": _average_divisor,
         "aten.avg_pool3d.default": _average_divisor,
         "aten.bitwise_and.Scalar": _integer_bits,

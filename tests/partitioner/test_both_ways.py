@@ -160,6 +160,17 @@ def test_products_with_factors(factors: dict[str, float]) -> None:
     check(Function(both), *batches)
 
 
+@pytest.mark.parametrize("divisor", [-4, 3, torch.tensor(-4), torch.tensor([1, 2, -3])])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+def test_floor_divisions_of_integers_outside_core_ml(dtype: torch.dtype, divisor: int | Tensor) -> None:
+    x = torch.arange(-9, 9, dtype=dtype).reshape(6, 3)
+    function = Function(lambda x: (torch.asinh((x // divisor).float()) + 1).relu())
+    program = torch.export.export(function, (x,))
+    for buffer in (lower(program).buffer, lower_to_edge(function, (x,)).to_executorch().buffer):
+        (result,) = host.run(buffer, x)
+        torch.testing.assert_close(result, function(x), rtol=2e-3, atol=2e-3)
+
+
 def test_a_factor_stands_behind_the_product() -> None:
     function = Function(lambda x, a, b: torch.baddbmm(x, a, b, alpha=0.5))
     manager = lower_to_edge(function, (torch.rand(2, 3, 5), torch.rand(2, 3, 4), torch.rand(2, 4, 5)))

@@ -187,6 +187,12 @@ REFUSED = {
         "aten.upsample_bilinear2d.vec",
     ),
     "dilated max_pool2d": (nn.MaxPool2d(2, dilation=2), IMAGE, "aten.max_pool2d_with_indices.default"),
+    "dilated max_pool1d": (nn.MaxPool1d(2, dilation=3), X[None], "aten.max_pool2d_with_indices.default"),
+    "indices of max_pool1d": (
+        Function(lambda x: sum(F.max_pool1d(x * 2, 2, return_indices=True))),
+        X[None],
+        "aten.max_pool2d_with_indices.default",
+    ),
     "dilated max_pool2d beside a plain one": (
         nn.Sequential(nn.MaxPool2d(2, stride=1), nn.MaxPool2d(2, dilation=2)),
         IMAGE[None],
