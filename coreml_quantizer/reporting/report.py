@@ -14,6 +14,7 @@ from coreml_quantizer.errors import QuantizerError
 from coreml_quantizer.placement.decisions import Decision, decisions_of
 from coreml_quantizer.reporting.costs import Costs, measure
 from coreml_quantizer.reporting.effects import without_effect
+from coreml_quantizer.reporting.modules import OUTCOMES, by_module, outcome, summary_rows
 from coreml_quantizer.reporting.tables import render
 
 
@@ -57,6 +58,7 @@ class Report:
             "summary": {
                 "outcomes": dict(Counter(decision.outcome for decision in self.decisions)),
                 "macs": {**asdict(self.macs), "fraction": self.macs.fraction},
+                "modules": {module: dict(counts) for module, counts in by_module(self.decisions).items()},
                 "weight_bytes": {**asdict(self.weight_bytes), "fraction": self.weight_bytes.fraction},
             },
             "warnings": list(self.warnings),
@@ -71,22 +73,24 @@ class Report:
         return text
 
     def to_text(self, everything: bool = False) -> str:
-        """Returns the report as a table with a summary below.
+        """Returns the report as two tables, of operators and of modules, with a summary below.
 
         Args:
             everything: Whether to list also operators that no configuration can quantize, such as those on integers.
         """
         shown = [found for found in self.decisions if everything or found.entry is not None]
         rows = [
-            (found.node, found.op.removeprefix("aten."), found.module, _outcome(found), found.entry or "", found.reason)
+            (found.node, found.op.removeprefix("aten."), found.module, outcome(found), found.entry or "", found.reason)
             for found in shown
         ]
         hidden = len(self.decisions) - len(shown)
         left_out = [f"Operators on integers, masks or constants that are not listed: {hidden}."] if hidden else []
-        return render(_COLUMNS, rows, [*self._summary(), *left_out, *(f"Warning: {text}" for text in self.warnings)])
+        modules = render(("module", *OUTCOMES), summary_rows(shown), ())
+        warnings = [f"Warning: {text}" for text in self.warnings]
+        return render(_COLUMNS, rows, [modules, *self._summary(), *left_out, *warnings])
 
     def _summary(self) -> Iterable[str]:
-        outcomes = Counter(_outcome(decision) for decision in self.decisions)
+        outcomes = Counter(outcome(decision) for decision in self.decisions)
         yield ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()) or "no operators"
         yield f"{self.macs.fraction:.1%} of {self.macs.total:,} multiply-adds read quantized activations"
         yield f"{self.weight_bytes.fraction:.1%} of {self.weight_bytes.total:,} bytes of weights are quantized"
@@ -117,8 +121,3 @@ def make_report(prepared: GraphModule, policy: QuantizationPolicy) -> Report:
         Share(costs.quantized_bytes, costs.bytes),
         (*without_effect(policy, decisions), *costs.misfits),
     )
-
-
-def _outcome(decision: Decision) -> str:
-    weight_only = decision.outcome == "quantized" and decision.weights and not decision.activations
-    return "weights only" if weight_only else decision.outcome

@@ -4,6 +4,8 @@ import io
 from collections.abc import Iterable, Sequence
 
 _WIDTH = 160
+_BORDER = 3
+_SENTENCE = 60
 Row = Sequence[str]
 
 
@@ -30,11 +32,15 @@ def _with_rich(columns: Row, rows: Sequence[Row]) -> str:
     from rich.text import Text
 
     table = Table()
+    last = len(columns) - 1
+    names = [max(len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)][:last]
     for position, column in enumerate(columns):
-        table.add_column(column, overflow="fold", ratio=2 if position == len(columns) - 1 else None)
+        table.add_column(column, overflow="fold", no_wrap=position != last)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console(file=io.StringIO(), width=_WIDTH)
+    # Names are for searching and copying: only the last column, a sentence, is wrapped.
+    width = max(_WIDTH, sum(names) + _BORDER * len(columns) + _SENTENCE)
+    console = Console(file=io.StringIO(), width=width)
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip("\n")

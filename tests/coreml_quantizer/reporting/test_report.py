@@ -2,6 +2,7 @@
 
 import builtins
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-from coreml_quantizer import CoreMLQuantizer, LayerConfig, QuantizerConfig, QuantizerError, Skip, WeightConfig
+from coreml_quantizer import CoreMLQuantizer, LayerConfig, QuantizerConfig, QuantizerError, Skip, WeightConfig, presets
 from coreml_quantizer.reporting import Report
 from coreml_quantizer.reporting.tables import plain
 
@@ -275,3 +276,30 @@ def test_other_graphs_are_refused() -> None:
         quantizer.report(torch.export.export(Model().eval(), IMAGE).module())
     with pytest.raises(QuantizerError, match="not of Model"):
         quantizer.report(Model())
+
+
+class Deep(nn.Module):
+    """A layer whose path is long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner: nn.Module = nn.Linear(8, 8)
+        for name in ("projection", "attention_output_dense", "feed_forward_network", "transformer_decoder_layer_0"):
+            inner = nn.Sequential(OrderedDict([(f"{name}_of_the_language_model", inner)]))
+        self.encoder, self.head = inner, nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(x).relu()).softmax(-1)
+
+
+def test_names_are_not_broken_and_modules_are_summed_up() -> None:
+    quantizer = CoreMLQuantizer(presets.w8a8())
+    prepared = prepare_pt2e(torch.export.export(Deep().eval(), (torch.randn(2, 8),)).module(), quantizer)
+    report = quantizer.report(prepared)
+    lines = report.to_text().splitlines()
+    (long,) = {decision.module for decision in report.decisions if decision.module.startswith("encoder.")}
+    assert any(long in line for line in lines)
+    modules = report.to_dict()["summary"]["modules"]
+    assert modules["head"] == {"quantized": 1}
+    assert sum(sum(counts.values()) for counts in modules.values()) == len(report.decisions)
+    assert any(line.split()[1:3] == ["head", "│"] and "1" in line for line in lines)
