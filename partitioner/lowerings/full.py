@@ -3,18 +3,25 @@
 The converters of Core ML Tools read the dtype from a positional argument, but exported programs give it by keyword. So
 the declared dtype is ignored: the result has the dtype of the reference tensor or is floating point. For example, zeros
 like a boolean tensor stay boolean, and no operation accepts a floating-point tensor as an index. The empty size of a
-scalar becomes an empty float tensor, and the conversion refuses that as a shape.
+scalar becomes an empty float tensor, and the conversion refuses that as a shape. A value that is a size of the input
+is unknown until the program runs, and Core ML fills with constants only.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
-from coremltools.converters.mil.mil.types.symbolic import any_symbolic
 
 from partitioner.lowerings.registry import Converter, set_converter
+from partitioner.lowerings.sizes import shape_of
+
+_NAMES: Mapping[Any, str] = MappingProxyType(
+    {np.bool_: "bool", np.float16: "fp16", np.float32: "fp32", np.int32: "int32"}
+)
 
 
 def _stored_dtype(dtype: torch.dtype) -> Any:
@@ -37,20 +44,25 @@ def _filled(value: int | None, size_position: int = 0, *, like: bool = False) ->
     def convert(context: Any, node: Any) -> None:
         inputs = _get_inputs(context, node, min_expected=1)
         example = node.meta["val"]
-        number = inputs[size_position + 1].val if value is None else value
-        fill = _stored_dtype(example.dtype)(number)
+        dtype = _stored_dtype(example.dtype)
+        number = inputs[size_position + 1] if value is None else None
+        computed = number is not None and number.val is None
+        fill = dtype(0 if computed else value if number is None else number.val)
         if example.dim() == 0:
-            context.add(mb.const(val=fill, name=node.name), node.name)
-            return
-        size = _size_of(inputs[size_position]) if like else inputs[size_position]
-        shape = mb.concat(values=size, axis=0) if isinstance(size, list) else size
-        context.add(mb.fill(shape=shape, value=fill, name=node.name), node.name)
+            filled = mb.const(val=fill, name=node.name)
+        else:
+            size = shape_of(inputs[size_position]) if like else inputs[size_position]
+            shape = mb.concat(values=size, axis=0) if isinstance(size, list) else size
+            filled = mb.fill(shape=shape, value=fill, name=f"{node.name}_zeros" if computed else node.name)
+        context.add(_shifted(filled, number, _NAMES[dtype], node.name) if computed else filled, node.name)
 
     return convert
 
 
-def _size_of(x: Any) -> Any:
-    return mb.shape(x=x) if any_symbolic(x.shape) else np.asarray(x.shape, np.int32)
+def _shifted(zeros: Any, number: Any, dtype: str, name: str) -> Any:
+    """Returns zeros plus a number that is known only when the program runs."""
+    number = mb.cast(x=number, dtype=dtype)
+    return mb.logical_or(x=zeros, y=number, name=name) if dtype == "bool" else mb.add(x=zeros, y=number, name=name)
 
 
 set_converter("zeros")(_filled(0))

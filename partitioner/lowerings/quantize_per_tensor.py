@@ -5,8 +5,8 @@ Three differences from the converters of Core ML Tools 9.0:
 - Constants are stored in the declared type. Core ML Tools narrows an int8 tensor to int4 for iOS18 if its values happen
   to fit, and fails if the zero point does not fit. For iOS16 it fails when it casts the zero point.
 - A constant of any other integer type (an int32 bias) becomes a float constant.
-- Core ML quantizes to the full range of int8 or uint8. For a narrower ``quant_min``/``quant_max``, the input of
-  ``quantize_per_tensor`` is clamped to the values that this range can represent.
+- Core ML quantizes to the full range of int8 or uint8. For a narrower ``quant_min``/``quant_max``, the input is clamped
+  to the values that this range can represent, with a scale per channel too.
 """
 
 from typing import Any
@@ -26,8 +26,7 @@ _EIGHT_BIT = (np.dtype(np.int8), np.dtype(np.uint8))
 def _quantize_per_tensor(context: Any, node: Any) -> None:
     x, scale, zero_point, minimum, maximum, _ = _get_inputs(context, node, expected=6)
     dtype = _declared_dtype(node)
-    full = np.iinfo(dtype)
-    if minimum.val > full.min or maximum.val < full.max:
+    if _is_narrow(minimum, maximum, dtype):
         low, high = ((bound.val - zero_point.val) * scale.val for bound in (minimum, maximum))
         x = mb.clip(x=x, alpha=np.float32(low), beta=np.float32(high))
     context.add(_quantized(x, scale.val, zero_point.val, dtype, None, node.name), node.name)
@@ -35,9 +34,27 @@ def _quantize_per_tensor(context: Any, node: Any) -> None:
 
 @set_converter("quantized_decomposed.quantize_per_channel", "quantized_decomposed::quantize_per_channel")
 def _quantize_per_channel(context: Any, node: Any) -> None:
-    x, scale, zero_point, axis, _, _, _ = _get_inputs(context, node, expected=7)
+    x, scale, zero_point, axis, minimum, maximum, _ = _get_inputs(context, node, expected=7)
     dtype = _declared_dtype(node)
+    if _is_narrow(minimum, maximum, dtype):
+        x = _clamped(x, np.asarray(scale.val), np.asarray(zero_point.val), int(axis.val), (minimum.val, maximum.val))
     context.add(_quantized(x, scale.val, zero_point.val, dtype, axis.val, node.name), node.name)
+
+
+def _is_narrow(minimum: Any, maximum: Any, dtype: np.dtype[Any]) -> bool:
+    """Returns whether a range leaves out integers of the type."""
+    full = np.iinfo(dtype)
+    return bool(minimum.val > full.min or maximum.val < full.max)
+
+
+def _clamped(x: Any, scale: Array, zero_point: Array, axis: int, bounds: tuple[int, int]) -> Any:
+    """Clamps every channel to the values that its range can represent."""
+    shape = [-1 if index == axis % x.rank else 1 for index in range(x.rank)]
+    low, high = (
+        ((bound - zero_point.astype(np.float32)) * scale.astype(np.float32)).astype(np.float32).reshape(shape)
+        for bound in bounds
+    )
+    return mb.minimum(x=mb.maximum(x=x, y=low), y=high)
 
 
 def _declared_dtype(node: Any) -> np.dtype[Any]:

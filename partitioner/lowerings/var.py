@@ -1,41 +1,84 @@
-"""Variance and standard deviation of a whole tensor.
+"""Variances and standard deviations, with every correction, over any dimensions, of any size.
 
-Without dimensions, the converters of Core ML Tools divide by the number of elements and ignore the correction.
+Over a whole tensor, the converters of Core ML Tools divide by the number of elements and ignore the correction. Where
+sizes vary, they count elements in floating point, and float16 counts to 65504. They have no ``var_mean``.
 """
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
+from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 
 from partitioner.lowerings.arguments import argument, keyword
-from partitioner.lowerings.registry import Converter, get_converter, set_converter
+from partitioner.lowerings.registry import Converter, set_converter
+from partitioner.lowerings.sizes import size_of
 
-_UNBIASED = 1
+_NOWHERE = 99
+_PART = 1024
+"""A size that varies is counted in parts of this many elements."""
 
 
-def _of_everything(stock: Converter, kind: str) -> Converter:
+class _Form(NamedTuple):
+    """Positions of the arguments of an overload."""
+
+    dim: int = _NOWHERE
+    unbiased: int = _NOWHERE
+    keepdim: int = _NOWHERE
+
+
+_OVERLOADS: Mapping[str, _Form] = MappingProxyType(
+    {"": _Form(unbiased=1), ".dim": _Form(dim=1, unbiased=2, keepdim=3), ".correction": _Form(dim=1)}
+)
+
+
+def _spread(form: _Form, *, rooted: bool, with_mean: bool) -> Converter:
     def convert(context: Any, node: Any) -> None:
         x = _get_inputs(context, node, min_expected=1)[0]
-        name = "unbiased" if kind in ("var", "std") else "correction"
-        dims = None if name == "unbiased" else argument(node, 1, "dim")
-        known = all(isinstance(size, int) for size in x.shape)
-        if not known or (dims is not None and dims != () and dims != []):
-            stock(context, node)
+        dims = argument(node, form.dim, "dim")
+        axes = [dim % x.rank for dim in ([dims] if isinstance(dims, int) else dims or range(x.rank))]
+        keeps = bool(argument(node, form.keepdim, "keepdim", False))
+        mean = mb.reduce_mean(x=x, axes=axes, keep_dims=True)
+        result = mb.reduce_mean(x=mb.square(x=mb.sub(x=x, y=mean)), axes=axes, keep_dims=keeps)
+        correction = _correction(node, form)
+        if correction:
+            result = mb.mul(x=result, y=_factor(x, axes, correction))
+        result = mb.sqrt(x=result) if rooted else result
+        if not with_mean:
+            context.add(mb.identity(x=result, name=node.name))
             return
-        given = argument(node, 1, name) if name == "unbiased" else keyword(node, name)
-        correction = _UNBIASED if given is None else float(given)
-        flat = mb.reshape(x=x, shape=(-1,))
-        centered = mb.sub(x=flat, y=mb.reduce_mean(x=flat, axes=(0,), keep_dims=True))
-        total = mb.reduce_sum_square(x=centered, axes=(0,), keep_dims=True)
-        variance = mb.mul(x=total, y=1.0 / (flat.shape[0] - correction))
-        result = mb.sqrt(x=variance) if kind.startswith("std") else variance
-        shape = tuple(node.meta["val"].shape)
-        done = mb.reshape(x=result, shape=shape, name=node.name) if shape else None
-        context.add(done or mb.squeeze(x=result, axes=(0,), name=node.name), node.name)
+        context.add((result, mean if keeps else mb.squeeze(x=mean, axes=axes)), node.name)
 
     return convert
 
 
-for _name in ("var", "std", "var.correction", "std.correction"):
-    set_converter(_name)(_of_everything(get_converter(_name), _name))
+def _correction(node: Any, form: _Form) -> float:
+    given = keyword(node, "correction")
+    return float(argument(node, form.unbiased, "unbiased", True) if given is None else given)
+
+
+def _factor(x: Any, axes: list[int], correction: float) -> Any:
+    """Returns the number of elements, divided by that number less the correction."""
+    varying = [axis for axis in axes if is_symbolic(x.shape[axis])]
+    count = math.prod(int(x.shape[axis]) for axis in axes if axis not in varying)
+    if not varying:
+        return count / (count - correction) if count > correction else math.nan
+    share: Any = correction / count
+    for axis in varying:
+        share = mb.real_div(x=mb.mul(x=share, y=1 / _PART), y=_parts(size_of(x, axis)))
+    return mb.inverse(x=mb.sub(x=1.0, y=share), epsilon=0.0)
+
+
+def _parts(size: Any) -> Any:
+    whole = mb.cast(x=mb.floor_div(x=size, y=_PART), dtype="fp32")
+    rest = mb.cast(x=mb.mod(x=size, y=_PART), dtype="fp32")
+    return mb.add(x=whole, y=mb.mul(x=rest, y=1 / _PART))
+
+
+for _name, _rooted in (("var", False), ("std", True)):
+    for _overload, _form in _OVERLOADS.items():
+        set_converter(f"{_name}{_overload}")(_spread(_form, rooted=_rooted, with_mean=False))
+        set_converter(f"{_name}_mean{_overload}")(_spread(_form, rooted=_rooted, with_mean=True))

@@ -104,6 +104,32 @@ def test_a_narrow_range_of_activations_is_kept() -> None:
     assert signal_to_noise(model(*louder).detach(), result) > 100
 
 
+@pytest.mark.parametrize(
+    ("axis", "low", "high", "dtype"),
+    [(0, 0, 63, torch.uint8), (1, -8, 7, torch.int8), (-1, -127, 127, torch.int8), (1, 0, 255, torch.uint8)],
+)
+def test_a_narrow_range_with_a_scale_per_channel_is_kept(axis: int, low: int, high: int, dtype: torch.dtype) -> None:
+    x = torch.linspace(-9, 9, 60).reshape(3, 4, 5)
+    channels = x.shape[axis]
+    scales = 2.0 ** -torch.arange(1, channels + 1)
+    offsets = torch.arange(channels) % 3 + max(low, 0)
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        operations = torch.ops.quantized_decomposed
+        positive = axis % x.dim()  # PyTorch's own kernel takes no other
+        integers = operations.quantize_per_channel(x, scales, offsets, positive, low, high, dtype)
+        return operations.dequantize_per_channel(integers, scales, offsets, positive, low, high, dtype)
+
+    model = Function(rounded)
+    program = torch.export.export(model, (x,))
+    specs = CoreMLBackend.generate_compile_specs(compute_precision=ct.precision.FLOAT32)
+    direct = lower_whole(program, compile_specs=specs)
+    detour = to_edge_transform_and_lower(program, partitioner=[CoreMLPartitioner(compile_specs=specs)])
+    for buffer in (direct.buffer, detour.to_executorch().buffer):
+        (result,) = host.run(buffer, x)
+        torch.testing.assert_close(result, model(x), rtol=0, atol=0)
+
+
 def test_specs_given_to_quantized_programs_are_not_changed() -> None:
     specs = CoreMLBackend.generate_compile_specs()
     before = [(spec.key, spec.value) for spec in specs]
