@@ -8,6 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from partitioner.host.agreement import Agreement as Agreement
+    from partitioner.host.agreement import Distance as Distance
+    from partitioner.host.agreement import measure_agreement as measure_agreement
     from partitioner.host.comparison import Spread as Spread
     from partitioner.host.comparison import compare_policies as compare_policies
     from partitioner.host.custom_ops import register_op as register_op
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from partitioner.host.patching import patch_coremltools as patch_coremltools
 
 _SOURCES = {
+    "Agreement": "agreement",
+    "Distance": "agreement",
+    "measure_agreement": "agreement",
     "Spread": "comparison",
     "compare_policies": "comparison",
     "DelegateUnavailableError": "errors",
@@ -51,7 +57,9 @@ _SOURCES = {
 }
 
 __all__ = [
+    "Agreement",
     "DelegateUnavailableError",
+    "Distance",
     "ExecutionError",
     "HostError",
     "InputError",
@@ -66,6 +74,7 @@ __all__ = [
     "compare_policies",
     "enable",
     "load",
+    "measure_agreement",
     "patch_coremltools",
     "policies",
     "register_op",
