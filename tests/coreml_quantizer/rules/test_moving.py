@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from coreml_quantizer import Movement, rules
 from coreml_quantizer.placement.decisions import decisions_of
-from coreml_quantizer.placement.masks import MaskFinder
+from coreml_quantizer.placement.kept_float.masks import MaskFinder
 from coreml_quantizer.rules import OpRule, Treatment
 
 aten = torch.ops.aten
