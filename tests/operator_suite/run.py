@@ -47,8 +47,12 @@ class Runner:
 
     def lower_and_run_model(self, model: nn.Module, inputs: Any, *, dynamic_shapes: Any = None, **ignored: Any) -> None:
         """Compares the two ways with each other and with PyTorch."""
-        program = torch.export.export(model.eval(), tuple(inputs), dynamic_shapes=dynamic_shapes)
-        expected = [value for value in tree_leaves(model(*inputs)) if isinstance(value, Tensor)]
+        try:
+            values = model.eval()(*inputs)
+        except RuntimeError as error:
+            pytest.skip(f"PyTorch itself refuses the call: {error}")
+        expected = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+        program = torch.export.export(model, tuple(inputs), dynamic_shapes=dynamic_shapes)
         given = tree_leaves(inputs)
         direct = _run(lower(program, compile_specs=FLOAT32).buffer, given)
         partitioner = CoreMLPartitioner(compile_specs=FLOAT32)

@@ -85,6 +85,8 @@ TAKEN = {
     "largest of every window": (lambda x: F.adaptive_max_pool2d(x, (2, 4)), IMAGE),
     "largest of every stretch": (lambda x: F.adaptive_max_pool1d(x, 4), IMAGE[0]),
     "largest of a volume": (lambda x: F.adaptive_max_pool3d(x, (1, 2, 4)), IMAGE.reshape(1, 4, 2, 6, 4)),
+    "mean of a volume": (lambda x: F.adaptive_avg_pool3d(x, 1), IMAGE.reshape(1, 4, 2, 6, 4)),
+    "means of a volume": (lambda x: F.adaptive_avg_pool3d(x, (2, 3, 1)), IMAGE.reshape(4, 2, 6, 4)),
     "cropped": (lambda x: F.pad(x, (-1, 2, 1, -1), value=3.0), X),
 }
 
@@ -191,6 +193,11 @@ REFUSED = {
     "indices of max_pool1d": (
         Function(lambda x: sum(F.max_pool1d(x * 2, 2, return_indices=True))),
         X[None],
+        "aten.max_pool2d_with_indices.default",
+    ),
+    "indices of an adaptive pool": (
+        Function(lambda x: sum(F.adaptive_max_pool2d(x * 2, 4, return_indices=True))),
+        IMAGE[None],
         "aten.max_pool2d_with_indices.default",
     ),
     "dilated max_pool2d beside a plain one": (
