@@ -16,6 +16,7 @@ from coremltools.converters.mil.mil.scope import ScopeSource
 from partitioner.graph.nodes import source_line
 from partitioner.half_precision.magnitudes import Magnitudes, calibrated, magnitudes
 from partitioner.half_precision.masks import CLAMPED, clamp, masking_constants
+from partitioner.half_precision.squares import root_first
 from partitioner.limits import LARGEST_HALF, SMALLEST_HALF
 from partitioner.no_origin import NO_ORIGIN
 
@@ -81,6 +82,7 @@ class HalfSafety(AbstractGraphPass):
         """Checks a program and changes it in place."""
         for function in prog.functions.values():
             with function, mb.scope(*NO_ORIGIN):
+                root_first(function)
                 _clamp_masks(function, self.findings)
             _note_tiny(function, self.findings)
             _keep_wide(function, self.findings)

@@ -8,7 +8,6 @@ from partitioner.lowerings.registry import wrap_converter
 _MEAN = 1
 
 _DEFAULTS: dict[str, tuple[int, Sequence[Any]]] = {
-    "cosine_similarity": (2, (1, 1e-8)),
     "mse_loss": (2, (_MEAN,)),
     "linalg_matrix_norm": (2, ((-2, -1), False, None)),
     "conv_transpose1d": (2, (None, (1,), (0,), (0,), 1, (1,))),

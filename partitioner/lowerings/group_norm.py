@@ -1,7 +1,7 @@
-"""Group norm of volumes and of inputs whose batch size varies. The converter of Core ML Tools fails on both.
+"""Group norm, as the layer norm of all elements of a group.
 
 Core ML Tools puts the channels of a group on a separate dimension, which makes six dimensions for a volume. It also
-writes the batch size into the program as a fixed number. Here all elements of a group are one dimension.
+writes the batch size into the program as a fixed number, and squares what float16 may not hold the square of.
 """
 
 import math
@@ -12,19 +12,14 @@ from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwin
 from coremltools.converters.mil.mil import Builder as mb  # noqa: N813
 from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 
-from partitioner.limits import HIGHEST_RANK
-from partitioner.lowerings.registry import get_converter, set_converter
+from partitioner.lowerings.registry import set_converter
 
 _EPS = 1e-5
-_stock = get_converter("group_norm")
 
 
 @set_converter("group_norm")
 def _group_norm(context: Any, node: Any) -> None:
     x, groups, *others = _get_inputs(context, node)
-    if x.rank < HIGHEST_RANK and not is_symbolic(x.shape[0]):
-        _stock(context, node)
-        return
     weight, bias, eps = (*others, None, None, None)[:3]
     weight, bias = (
         _get_kwinputs(context, node, name, [value])[0] for name, value in (("weight", weight), ("bias", bias))
@@ -40,11 +35,8 @@ def _group_norm(context: Any, node: Any) -> None:
 
 def _normalized(x: Any, groups: int, eps: float) -> Any:
     flat_shape, shape = _shapes(x, groups)
-    flat = mb.reshape(x=x, shape=flat_shape)
-    centred = mb.sub(x=flat, y=mb.reduce_mean(x=flat, axes=[2], keep_dims=True))
-    variance = mb.reduce_mean(x=mb.square(x=centred), axes=[2], keep_dims=True)
-    scaled = mb.real_div(x=centred, y=mb.sqrt(x=mb.add(x=variance, y=np.float32(eps))))
-    return mb.reshape(x=scaled, shape=shape)
+    flat = mb.layer_norm(x=mb.reshape(x=x, shape=flat_shape), axes=[2], epsilon=np.float32(eps))
+    return mb.reshape(x=flat, shape=shape)
 
 
 def _shapes(x: Any, groups: int) -> tuple[Any, Any]:
