@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 
 from partitioner.graph.nodes import argument, op_name, tensor_of
+from partitioner.graph.size_bounds import largest_size
 from partitioner.refusals import Kind, Refusal
 
 Check = Callable[[Node], str | None]
@@ -116,11 +117,23 @@ def _fractional_size(scales: int, align_corners: int | None = None) -> Check:
         if x is None or not factors or (align_corners is not None and argument(node, align_corners, "align_corners")):
             return None
         sizes = zip(x.shape[2:], factors, strict=True)
-        if all(type(size) is not int or float(size * factor).is_integer() for size, factor in sizes):
+        if all(float(size * factor if type(size) is int else factor).is_integer() for size, factor in sizes):
             return None
         return f"Core ML resamples by the ratio of the sizes, which is not {tuple(factors)}"
 
     return check
+
+
+def _unbounded(node: Node) -> str | None:
+    x = tensor_of(node.args[0])
+    if x is None or x.dim() == 0 or largest_size(x.shape[node.args[1]]) is not None:  # type: ignore[index]
+        return None
+    return "the dimension has no upper bound; export with dynamic_shapes of torch.export.Dim('name', max=...)"
+
+
+def _varying_windows(node: Node) -> str | None:
+    known = all(isinstance(argument(node, position, name), int) for position, name in ((2, "size"), (3, "step")))
+    return None if known else "Core ML needs windows of a fixed size and step"
 
 
 def _bicubic_grid(node: Node) -> str | None:
@@ -175,6 +188,9 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "aten.upsample_linear1d.vec": _fractional_size(3, align_corners=2),
         "aten.upsample_bilinear2d.vec": _fractional_size(3, align_corners=2),
         "aten.index_put.default": _mask_among_indices,
+        "aten.logcumsumexp.default": _unbounded,
+        "aten.unfold.default": _varying_windows,
+        "aten.unfold_copy.default": _varying_windows,
         "aten.grid_sampler.default": _bicubic_grid,
         "aten.grid_sampler_2d.default": _bicubic_grid,
         **{f"aten.{name}.{kind}": _of_numbers for name in ("all", "any") for kind in ("default", "dim", "dims")},

@@ -7,6 +7,7 @@ from executorch.exir import to_edge_transform_and_lower
 from helpers.lowering import Function
 from torch import Tensor
 from torch.export import Dim
+from torch.nn import functional as F
 
 from partitioner import CoreMLBackend, CoreMLPartitioner, host
 from partitioner import lower as lower_whole
@@ -90,3 +91,23 @@ def test_counts_beyond_float16(columns: int) -> None:
     x = torch.randn(1, columns, generator=torch.Generator().manual_seed(1)).half().float()
     (result,) = host.run(buffer, x, policy="storage16")
     torch.testing.assert_close(result, model(x), rtol=2.0**-8, atol=0)
+
+
+RESAMPLED = {
+    "nearest by a whole factor": {"scale_factor": 2.0},
+    "nearest by a ratio": {"scale_factor": 0.7},
+    "bilinear by a ratio": {"scale_factor": 1.3, "mode": "bilinear"},
+}
+
+
+@pytest.mark.parametrize("options", RESAMPLED.values(), ids=RESAMPLED.keys())
+def test_images_of_any_size_are_resampled_by_the_factor(options: dict) -> None:
+    model = Function(lambda x: F.interpolate(x, **options))
+    shapes = (({2: Dim("height", min=4, max=40), 3: Dim("width", min=4, max=40)},),)
+    generator = torch.Generator().manual_seed(0)
+    program = torch.export.export(model, (torch.randn(1, 2, 12, 12, generator=generator),), dynamic_shapes=shapes)
+    buffer = lower_whole(program, compile_specs=FLOAT32).buffer
+    for height, width in ((12, 12), (9, 31), (20, 14), (40, 5)):
+        x = torch.randn(1, 2, height, width, generator=generator)
+        (result,) = host.run(buffer, x)
+        torch.testing.assert_close(result, model(x), rtol=1e-4, atol=1e-4)
