@@ -7,13 +7,13 @@ from typing import Any
 from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge_transform_and_lower
 from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from partitioner.errors import UnsupportedOpError
 from partitioner.graph.nodes import constant_values, op_name, place, tensor_of
 from partitioner.partitioner import CoreMLPartitioner
 from partitioner.support.decide import refusal
-from partitioner.support.kernels import runs_outside
+from partitioner.support.kernels import has_kernel, runs_outside, without_kernels
 
 _OUTSIDE_CORE_ATEN = re.compile(r"torch\._ops\.(\S+) is not in Core ATen opset")
 
@@ -32,6 +32,14 @@ def lower_in_parts(programs: Mapping[str, ExportedProgram], partitioner: CoreMLP
     """
     nodes = [node for program in programs.values() for node in program.graph.nodes if node.op == "call_function"]
     _refuse_complex(nodes)
+    manager = _in_parts(programs, partitioner, nodes)
+    _refuse_unrunnable(manager)
+    return manager
+
+
+def _in_parts(
+    programs: Mapping[str, ExportedProgram], partitioner: CoreMLPartitioner, nodes: Iterable[Node]
+) -> EdgeProgramManager:
     try:
         return to_edge_transform_and_lower(dict(programs), partitioner=[partitioner])
     except SpecViolationError as error:
@@ -63,6 +71,20 @@ def _refuse_complex(nodes: Iterable[Node]) -> None:
             + "\n  ".join(dict.fromkeys(map(place, found)))
             + "\nCompute real and imaginary parts by themselves, as real tensors"
         )
+
+
+def _refuse_unrunnable(manager: EdgeProgramManager) -> None:
+    """Refuses a program with operations that ExecuTorch has no kernels for; nothing else can take them any more."""
+    graphs = [manager.exported_program(name).graph_module for name in manager.methods]
+    modules = [module for graph in graphs for module in graph.modules() if isinstance(module, GraphModule)]
+    found = [
+        node
+        for module in modules
+        for node in module.graph.nodes
+        if node.op == "call_function" and not has_kernel(node.target)
+    ]
+    if found:
+        raise UnsupportedOpError(without_kernels(found))
 
 
 def _refused(error: Exception, nodes: Iterable[Node]) -> UnsupportedOpError:

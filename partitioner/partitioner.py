@@ -33,9 +33,10 @@ from partitioner.rewrites.floor_division import replace_floor_divisions
 from partitioner.rewrites.functional import functional
 from partitioner.rewrites.high_ranks import lower_ranks
 from partitioner.rewrites.leading_dimensions import merge_leading_dimensions
-from partitioner.support.composites import decompose, kept_whole
+from partitioner.support.composites import decompose, is_at_risk, kept_whole
 from partitioner.support.decide import Rejection, decide, rejections
 from partitioner.support.groups import Decisions, Groups, group
+from partitioner.support.kernels import refuse_without_kernels
 from partitioner.support.readiness import random_notes, refuse_foreign_weights, refuse_unfinished
 from partitioner.support.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
 
@@ -149,7 +150,7 @@ class CoreMLPartitioner(Partitioner):
         replace_floor_divisions(program)
         merge_leading_dimensions(program)
         lower_ranks(program)
-        program = decompose(program, self.skipped, constant_values(program, self.take_over_constant_data))
+        program = decompose(program, self.skipped, self.take_over_constant_data)
         self._initialized = initialized_buffers(program) | (frozenset() if finished else self._initialized)
         return program
 
@@ -161,12 +162,12 @@ class CoreMLPartitioner(Partitioner):
         If Core ML refuses one call of an operation, all calls of it are decomposed. The reason: ExecuTorch decides per
         operation, and it has no kernels for composite ones.
         """
-        kept = kept_whole(ep, self.skipped, constant_values(ep, self.take_over_constant_data))
+        decisions = decide(ep, self.skipped, self.take_over_constant_data)
+        kept = kept_whole(ep, decisions, constant_values(ep, self.take_over_constant_data))
         if self.on_error == "fallback":
             tables = {**ep.constants, **ep.state_dict}
             self._constants.update({name: value for name, value in tables.items() if isinstance(value, torch.Tensor)})
         if self.on_error == "fallback" and kept:
-            decisions = decide(ep, self.skipped, self.take_over_constant_data)
             self._group(ep, decisions)
             failed = {
                 node.target
@@ -174,15 +175,15 @@ class CoreMLPartitioner(Partitioner):
                 if reason is not None and reason.kind is Kind.CONVERSION
             }
             kept = {target: keep and target not in failed for target, keep in kept.items()}
-        return [target for target, keep in kept.items() if keep], None
+        return [target for target, keep in kept.items() if keep and is_at_risk(target)], None
 
     def partition(self, exported_program: ExportedProgram) -> PartitionResult:
         """Tags the nodes that Core ML takes.
 
         Raises:
             DeploymentTargetError: The program needs a newer deployment target than the given one.
-            UnsupportedOpError: `lower_full_graph` is set and Core ML cannot take everything, or the program
-                quantizes dynamically.
+            UnsupportedOpError: `lower_full_graph` is set and Core ML cannot take everything, ExecuTorch has no kernel
+                for what stays outside Core ML, or the program quantizes dynamically.
         """
         self._target_for(exported_program)
         decisions = decide(exported_program, self.skipped, self.take_over_constant_data)
@@ -197,6 +198,7 @@ class CoreMLPartitioner(Partitioner):
                 + "\n  ".join(map(str, refused))
                 + "\nUse lower_full_graph=False to run them outside Core ML, or rewrite the model without them"
             )
+        refuse_without_kernels([node for node, reason in decisions.items() if reason is not None], self.skipped)
         if any(rejection.op.startswith("quantized_decomposed.") for rejection in refused):
             import executorch.kernels.quantized  # registers the kernels of what stays outside  # noqa: F401
         for index, nodes in enumerate(groups):

@@ -12,7 +12,7 @@ from partitioner.conversion.session import Position
 from partitioner.errors import ConversionError, DeploymentTargetError
 from partitioner.graph.nodes import op_name, source_line
 from partitioner.options.compile_specs import LoweringOptions
-from partitioner.support.kernels import runs_outside
+from partitioner.support.kernels import runs_if_skipped
 
 _NO_STATES = "take_over_mutable_buffer=False"
 _OPSET_ERROR = re.compile(r"No available version for (\S+) in the .* opset.*at least coremltools\.target\.(\w+)")
@@ -68,7 +68,7 @@ def _remedy(node: Node | None, program: ExportedProgram, options: LoweringOption
         return "Enumerated shapes need the whole program in Core ML: rewrite the model without the operation"
     whole = "lower_full_graph=False, " if options.lower_full_graph else ""
     choices = []
-    if node is not None and runs_outside(node):
+    if node is not None and runs_if_skipped(node):
         choices.append(f"CoreMLPartitioner({whole}skip_ops_for_coreml_delegation=[{op_name(node).lower()!r}])")
         if not options.on_trial:
             choices.append(f'CoreMLPartitioner({whole}on_error="fallback") for whatever fails')

@@ -1,13 +1,18 @@
 """The composite operators that ExecuTorch keeps whole, so that Core ML gets each as one operation."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
+from torch.fx import Node
 
+from partitioner.graph.nodes import constant_values
 from partitioner.graph.ranks import exceeds_ranks
-from partitioner.support.decide import refusal
+from partitioner.refusals import Refusal
+from partitioner.support.decide import decide
+from partitioner.support.kernels import has_kernel, is_decomposed
 
 _ATEN = torch.ops.aten
 
@@ -24,7 +29,7 @@ becomes a slow loop."""
 
 
 def kept_whole(
-    program: ExportedProgram, skipped: frozenset[str], constants: frozenset[str]
+    program: ExportedProgram, decisions: Mapping[Node, Refusal | None], constants: frozenset[str]
 ) -> dict[torch._ops.OpOverload, bool]:
     """Returns the operators of a program that may stay whole by kind, and whether Core ML takes every call of each.
 
@@ -32,8 +37,8 @@ def kept_whole(
     kernels for composite ones.
 
     Args:
-        program: An ATen or edge program.
-        skipped: Lower-case names of the operators that the user keeps outside Core ML.
+        program: An ATen program.
+        decisions: Every ``call_function`` node -> the reason why Core ML does not take it, or None.
         constants: Names of the values that the Core ML model will hold.
     """
     kept: dict[torch._ops.OpOverload, bool] = {}
@@ -42,11 +47,16 @@ def kept_whole(
         if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
             continue
         if kept.get(target, target not in _ALWAYS_DECOMPOSED and not _is_view(target)):
-            kept[target] = refusal(node, skipped, constants) is None and not exceeds_ranks(node, constants)
+            kept[target] = decisions[node] is None and not exceeds_ranks(node, constants)
     return kept
 
 
-def decompose(program: ExportedProgram, skipped: frozenset[str], constants: frozenset[str]) -> ExportedProgram:
+def is_at_risk(target: torch._ops.OpOverload) -> bool:
+    """Returns whether ExecuTorch would take an operator apart, or refuse it, unless it is asked to keep it whole."""
+    return is_decomposed(target) or not has_kernel(target)
+
+
+def decompose(program: ExportedProgram, skipped: frozenset[str], take_over_constants: bool) -> ExportedProgram:
     """Decomposes the composite operators that may not stay whole; views are left to ExecuTorch.
 
     Both ways of lowering start from the result. What an operator decomposes into is then decided in the same way for
@@ -55,12 +65,13 @@ def decompose(program: ExportedProgram, skipped: frozenset[str], constants: froz
     Args:
         program: An ATen program in functional form.
         skipped: Lower-case names of the operators that the user keeps outside Core ML.
-        constants: Names of the values that the Core ML model will hold.
+        take_over_constants: Whether the weights go into the Core ML model.
 
     Returns:
         The program itself when there is nothing to decompose.
     """
-    kept = kept_whole(program, skipped, constants)
+    decisions = decide(program, skipped, take_over_constants)
+    kept = kept_whole(program, decisions, constant_values(program, take_over_constants))
     called = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
     apart = [target for target in called if not kept.get(target, False) and not _is_view(target)]
     known = _decompositions() if apart else {}
