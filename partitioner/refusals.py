@@ -19,6 +19,7 @@ class Kind(Enum):
     WIDE_INTEGER = "use smaller integers"
     RANK = "merge dimensions before the operation"
     DIMENSION_ORDER = "return contiguous tensors"
+    SIZE = "export with fixed sizes, or keep the operations between in Core ML"
     COMPUTED_OPERAND = "take_over_constant_data=True, and no computed scales or tables"
     INTEGER_BITS = "use arithmetic in place of bits"
 

@@ -5,11 +5,12 @@ passes build a new edge program from the trace, and that lower bound is lost.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.export import ExportedProgram
-from torch.utils._sympy.value_ranges import ValueRanges
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from partitioner.graph.nodes import tensor_of
 
@@ -64,17 +65,40 @@ def _is_unbounded(program: ExportedProgram, size: Any) -> bool:
 
 
 def with_size_ranges(program: ExportedProgram, ranges: Sequence[SizeRange]) -> ExportedProgram:
-    """Returns the program with the lower bounds of its sizes from the export."""
+    """Returns the program with the lower bounds of its sizes from the export, and with ranges of computed sizes.
+
+    A partition may begin with a tensor whose size is an expression of the program's sizes (``s - 2``). Core ML has a
+    range for each dimension, and no expressions.
+    """
+    known = {**program.range_constraints, **_widened(program, ranges)}
+    known.update(_computed(program, known))
+    if known == program.range_constraints:
+        return program
+    program = copy.copy(program)
+    program._range_constraints = known
+    return program
+
+
+def _widened(program: ExportedProgram, ranges: Sequence[SizeRange]) -> dict[Any, ValueRanges[Any]]:
     lower_bounds = {(symbol, upper): lower for symbol, lower, upper in ranges}
-    widened = {
+    return {
         symbol: ValueRanges(lower_bounds[str(symbol), int(bounds.upper)], bounds.upper)
         for symbol, bounds in program.range_constraints.items()
         if bounds.is_int
         and bounds.upper.is_Integer  # torch's infinity of integers calls itself finite
         and lower_bounds.get((str(symbol), int(bounds.upper)), bounds.lower) < bounds.lower
     }
-    if not widened:
-        return program
-    program = copy.copy(program)
-    program._range_constraints = {**program.range_constraints, **widened}
-    return program
+
+
+def _computed(program: ExportedProgram, known: Mapping[Any, ValueRanges[Any]]) -> dict[Any, ValueRanges[Any]]:
+    """Returns the ranges of the sizes of inputs that are expressions, by expression."""
+    inputs = set(program.graph_signature.user_inputs)
+    values = [tensor_of(node) for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    sizes: list[Any] = [size for value in values if value is not None for size in value.shape]
+    expressions = {size.node.expr for size in sizes if isinstance(size, torch.SymInt)} - set(known)
+    return {expression: _at_least_one(bound_sympy(expression, dict(known))) for expression in expressions}
+
+
+def _at_least_one(bounds: ValueRanges[Any]) -> ValueRanges[Any]:
+    """Returns a range without zero: Core ML has no empty tensors."""
+    return ValueRanges(max(bounds.lower, 1), max(bounds.upper, 1))

@@ -19,6 +19,7 @@ from partitioner.lowerings import has_converter
 from partitioner.refusals import Kind, Refusal
 from partitioner.support.checks import CONSTANT_OPERANDS, check
 from partitioner.support.integers import scalar_refusal, wide_constants
+from partitioner.support.sizes import exposed_size
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def _exposed(
         _exposed_dtype(node, decisions, constants)
         or _exposed_layout(node, decisions)
         or rank_refusal(node, decisions, known)
+        or exposed_size(node, decisions)
     )
 
 

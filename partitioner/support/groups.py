@@ -9,6 +9,7 @@ from torch.fx.passes.operator_support import create_op_support
 
 from partitioner.refusals import Refusal
 from partitioner.support.decide import crossing_refusals, refuse_exposed
+from partitioner.support.sizes import crossing_sizes
 from partitioner.support.small_groups import tiny_islands
 
 Groups = Sequence[Sequence[Node]]
@@ -36,7 +37,7 @@ def group(
     tried: set[frozenset[Node]] = set()
     while True:
         groups = _proposed(program, decisions)
-        refused = crossing_refusals(groups) if len(groups) > 1 else {}
+        refused = {**crossing_refusals(groups), **crossing_sizes(groups)} if len(groups) > 1 else {}
         if not refused and not delegate_islands:
             refused = tiny_islands(program, groups, decisions)
         if not refused and failures is not None:
