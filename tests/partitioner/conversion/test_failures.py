@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import weakref
 
 import coremltools as ct
@@ -130,17 +131,18 @@ def test_a_composite_operation_that_fails_is_decomposed_instead(failing) -> None
 
 
 def test_a_conversion_that_core_ml_tools_refuses_by_itself() -> None:
-    """A pad around a size that is not known yet: the slices would need an end that Core ML Tools cannot compute."""
-
-    def around(x: Tensor) -> Tensor:
-        return nn.functional.pad(x * 2, (1, 2), mode="circular").relu().sum(-1)
-
-    shapes = {"inputs": ({2: torch.export.Dim("n", min=4, max=16)},)}
-    program = torch.export.export(Function(around), (X[None],), dynamic_shapes=shapes)
+    """A product of 8-bit integers, which Core ML Tools would have to transpose."""
+    weight = torch.ones(8, 2, dtype=torch.int8)
+    program = torch.export.export(Function(lambda x: (x.to(torch.int8) @ weight).float() * 2), (X,))
     with pytest.raises(
-        errors.ConversionError, match=r"aten\.pad\.default \(node 'aten_pad_default', File .*, in forward"
-    ):
+        errors.ConversionError, match=r"aten\.matmul\.default \(node 'aten_matmul.*, in forward"
+    ) as error:
         to_edge_transform_and_lower(program, partitioner=[CoreMLPartitioner(compile_specs=FLOAT32)])
+    (name,) = re.findall(r"skip_ops_for_coreml_delegation=\['(.*?)'\]", str(error.value))
+    for options in ({"skip_ops_for_coreml_delegation": [name]}, {"on_error": "fallback"}):
+        partitioner = CoreMLPartitioner(compile_specs=FLOAT32, **options)
+        manager = to_edge_transform_and_lower(program, partitioner=[partitioner]).to_executorch()
+        assert torch.equal(host.run(manager.buffer, X)[0], (X.to(torch.int8) @ weight).float() * 2)
 
 
 @pytest.mark.slow
