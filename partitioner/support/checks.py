@@ -173,7 +173,10 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "aten.bitwise_xor.Tensor": _integer_bits,
         "aten.rms_norm.default": _default_eps,
         "aten._unique2.default": _never("Core ML Tools cannot read its arguments"),
-        "aten.nll_loss_nd.default": _never("Core ML has no such operation"),
+        **{
+            f"aten.{name}.default": _never("Core ML has no such operation")
+            for name in ("nll_loss_nd", "nll_loss", "nll_loss2d", "cross_entropy_loss")
+        },
         "aten.tile.default": _new_dimensions,
         "aten.roll.default": _flattened,
         "aten.einsum.default": _plain_equation,

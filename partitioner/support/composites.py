@@ -76,7 +76,13 @@ def decompose(program: ExportedProgram, skipped: frozenset[str], take_over_const
     apart = [target for target in called if not kept.get(target, False) and not _is_view(target)]
     known = _decompositions() if apart else {}
     table = {target: known[target] for target in apart if target in known}
-    return program.run_decompositions(table) if table else program
+    if not table:
+        return program
+    apart_program = program.run_decompositions(table)
+    if any(node.target in table for node in apart_program.graph.nodes):  # a decomposition that declines
+        return apart_program
+    # What they consist of may have to be taken apart too.
+    return decompose(apart_program, skipped, take_over_constants)
 
 
 def _decompositions() -> dict[Any, Any]:
