@@ -37,5 +37,15 @@ class ConversionError(PartitionerError, RuntimeError):
     node: str | None = None
 
 
+class LoweringError(PartitionerError, RuntimeError):
+    """PyTorch or ExecuTorch failed on a program; what they raised is the cause.
+
+    Attributes:
+        node: The name of the graph node that the failure is about, when that is known.
+    """
+
+    node: str | None = None
+
+
 class BlobError(PartitionerError, ValueError):
     """A delegate blob is malformed, or the files given for one cannot be stored."""

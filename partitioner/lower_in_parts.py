@@ -13,7 +13,8 @@ from partitioner.errors import UnsupportedOpError
 from partitioner.graph.nodes import constant_values, op_name, place, tensor_of
 from partitioner.partitioner import CoreMLPartitioner
 from partitioner.support.decide import refusal
-from partitioner.support.kernels import has_kernel, runs_outside, without_kernels
+from partitioner.support.kernels import has_kernel, runs_outside
+from partitioner.support.unrunnable import without_kernels
 
 _OUTSIDE_CORE_ATEN = re.compile(r"torch\._ops\.(\S+) is not in Core ATen opset")
 

@@ -16,6 +16,7 @@ from executorch.exir.backend.compile_spec_schema import CompileSpec
 from torch.export import ExportedProgram
 
 from partitioner.errors import ConversionError, DeploymentTargetError
+from partitioner.foreign_errors import own_errors
 from partitioner.lower_arguments import check_programs, partitioner_of, refuse_misplaced
 from partitioner.lower_in_parts import lower_in_parts
 from partitioner.lower_whole import lower_whole
@@ -101,6 +102,7 @@ def lower(
         DeploymentTargetError: The program needs a newer deployment target than the given one.
         UnsupportedOpError: The partitioner demands the whole graph, and Core ML does not take all of it; neither Core
             ML nor ExecuTorch has some operation; or the program is not ready (for example, in training mode).
+        LoweringError: PyTorch or ExecuTorch failed on the program.
     """
     options = {
         "compile_specs": (compile_specs, None),
@@ -111,8 +113,10 @@ def lower(
     refuse_misplaced(misplaced, ("programs", "partitioner", "config", *options))
     check_programs(programs)
     given = {name: value for name, (value, default) in options.items() if value is not default and value != default}
-    with _lock:
-        return _lowered(programs, partitioner_of(partitioner, given), config)
+    chosen = partitioner_of(partitioner, given)
+    exported = [programs] if isinstance(programs, ExportedProgram) else list(programs.values())
+    with _lock, own_errors(exported):
+        return _lowered(programs, chosen, config)
 
 
 def _lowered(

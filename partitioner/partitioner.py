@@ -29,16 +29,18 @@ from partitioner.refusals import Kind, Refusal
 from partitioner.reporting.report import LoweringReport, make_report
 from partitioner.reporting.storage_notes import storage_notes
 from partitioner.rewrites.adaptive_pools import replace_adaptive_pools
+from partitioner.rewrites.contiguous_inputs import copy_strided_inputs
 from partitioner.rewrites.floor_division import replace_floor_divisions
 from partitioner.rewrites.functional import functional
 from partitioner.rewrites.high_ranks import lower_ranks
 from partitioner.rewrites.leading_dimensions import merge_leading_dimensions
+from partitioner.rewrites.separate_constants import separate_constants
 from partitioner.support.composites import decompose, is_at_risk, kept_whole
 from partitioner.support.decide import Rejection, decide, rejections
 from partitioner.support.groups import Decisions, Groups, group
-from partitioner.support.kernels import refuse_without_kernels
 from partitioner.support.readiness import random_notes, refuse_foreign_weights, refuse_unfinished
 from partitioner.support.requirements import check_target, find_requirements, lowest_target, refuse_dynamic_quantization
+from partitioner.support.unrunnable import refuse_without_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -132,20 +134,20 @@ class CoreMLPartitioner(Partitioner):
 
         Raises:
             DeploymentTargetError: The program needs a newer deployment target than the given one.
-            UnsupportedOpError: The program quantizes dynamically, was exported in training mode, or was prepared for
-                quantization and not converted.
+            UnsupportedOpError: The program quantizes dynamically, was exported in training mode, was prepared for
+                quantization and not converted, or has an input that ExecuTorch's runtime does not take.
         """
         refuse_unfinished(exported_program)
         refuse_foreign_weights(exported_program)
         finished = bool(self._reports)  # what is known is of an earlier lowering, not of another method
-        self.rejections = ()
-        self._reports = ()
-        self._notes = ()
+        self.rejections, self._reports, self._notes = (), (), ()
         self._target_for(exported_program)
         known = () if finished else self._size_ranges
         self._size_ranges = merged((*known, *size_ranges(exported_program)))
         program = functional(exported_program)
         detach(program)
+        separate_constants(program)
+        copy_strided_inputs(program)
         replace_adaptive_pools(program)
         replace_floor_divisions(program)
         merge_leading_dimensions(program)
@@ -159,8 +161,7 @@ class CoreMLPartitioner(Partitioner):
     ) -> tuple[list[torch._ops.OpOverload], Callable[[Node], bool] | None]:
         """Returns the composite operations of the program that Core ML has as one operation.
 
-        If Core ML refuses one call of an operation, all calls of it are decomposed. The reason: ExecuTorch decides per
-        operation, and it has no kernels for composite ones.
+        If Core ML refuses one call of an operation, all calls of it are decomposed: ExecuTorch decides by operation.
         """
         decisions = decide(ep, self.skipped, self.take_over_constant_data)
         kept = kept_whole(ep, decisions, constant_values(ep, self.take_over_constant_data))

@@ -50,6 +50,15 @@ def tensor_of(value: Any) -> torch.Tensor | None:
     return example if isinstance(example, torch.Tensor) else None
 
 
+def is_strided(value: Node) -> bool:
+    """Returns whether the elements of a tensor of fixed sizes are in another order than its dimensions are."""
+    tensor = tensor_of(value)
+    if tensor is None or any(not isinstance(size, int) for size in (*tensor.shape, *tensor.stride())):
+        return False
+    order = tuple(tensor.dim_order())
+    return order != tuple(sorted(order))
+
+
 def is_viewable(value: torch.Tensor, shape: Sequence[int]) -> bool:
     """Returns whether a tensor has a view of `shape`. If not, a reshape copies the tensor and views the copy."""
     try:

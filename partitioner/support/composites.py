@@ -22,10 +22,12 @@ _ALWAYS_DECOMPOSED = frozenset(
         _ATEN.tril.default,
         _ATEN.repeat_interleave.self_int,
         _ATEN.repeat_interleave.self_Tensor,
+        _ATEN.where.default,
+        _ATEN.nonzero_numpy.default,
     }
 )
 """Operators that convert badly when they stay whole: triu and tril lose their edge overload, and repeat_interleave
-becomes a slow loop."""
+becomes a slow loop. ExecuTorch fails on the lists that the last two return."""
 
 
 def kept_whole(
@@ -88,7 +90,13 @@ def decompose(program: ExportedProgram, skipped: frozenset[str], take_over_const
 def _decompositions() -> dict[Any, Any]:
     """Returns the decompositions of ExecuTorch's edge dialect."""
     table: dict[Any, Any] = torch.export.default_decompositions()
-    return {**table, **get_decompositions([_ATEN.linalg_vector_norm.default])}
+    places = dict.fromkeys((_ATEN.where.default, _ATEN.nonzero_numpy.default), _places)
+    return {**table, **get_decompositions([_ATEN.linalg_vector_norm.default]), **places}
+
+
+def _places(mask: torch.Tensor) -> list[torch.Tensor]:
+    found = torch.nonzero(mask)
+    return [found.select(1, axis) for axis in range(mask.dim())]
 
 
 def _is_view(target: torch._ops.OpOverload) -> bool:

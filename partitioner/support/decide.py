@@ -12,7 +12,15 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from partitioner.graph.nodes import constant_names, constant_values, op_name, skip_names, source_line, tensor_of
+from partitioner.graph.nodes import (
+    constant_names,
+    constant_values,
+    is_strided,
+    op_name,
+    skip_names,
+    source_line,
+    tensor_of,
+)
 from partitioner.graph.ranks import rank_refusal
 from partitioner.limits import BOUNDARY_DTYPES, INNER_DTYPES
 from partitioner.lowerings import has_converter
@@ -110,6 +118,9 @@ def decide(
     return decisions
 
 
+_COPIES = frozenset({"aten.clone.default", "dim_order_ops._clone_dim_order.default"})
+
+
 def refuse_exposed(
     program: ExportedProgram, decisions: dict[Node, Refusal | None], known: frozenset[str] | None = None
 ) -> None:
@@ -185,7 +196,10 @@ def _exposed_dtype(node: Node, decisions: Mapping[Node, Refusal | None], constan
 
 
 def _exposed_layout(node: Node, decisions: Mapping[Node, Refusal | None]) -> Refusal | None:
-    """Refuses a copy into another memory format that is seen from outside: Core ML's results are contiguous."""
+    """Refuses a copy from or into another memory format that is seen outside: Core ML's tensors are contiguous."""
+    read = [value for value in node.all_input_nodes if is_strided(value)]
+    if op_name(node) in _COPIES and any(decisions.get(value, "outside") is not None for value in read):
+        return Refusal(Kind.DIMENSION_ORDER, f"it makes {read[0].name!r} contiguous for Core ML")
     if "dim_order" not in node.kwargs or all(decisions.get(user, "outside") is None for user in node.users):
         return None
     order = list(node.kwargs["dim_order"] or ())  # type: ignore[arg-type]

@@ -1,7 +1,6 @@
 """ExecuTorch's own kernels: whether it can run an operation that Core ML does not take."""
 
 import re
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,6 @@ import torch
 from executorch.exir.program._program import _default_decomposition_table
 from torch._export.utils import _is_cia_op
 from torch.fx import Node
-
-from partitioner.errors import UnsupportedOpError
-from partitioner.graph.nodes import op_name, place, skip_names
 
 _LISTS = (
     "portable/functions.yaml",
@@ -30,9 +26,12 @@ _NO_KERNEL_NEEDED = frozenset({"aten::sym_size.int", "aten::sym_numel", "aten::_
 """Operations that ExecuTorch's runtime has built in."""
 
 _QUANTIZED = "quantized_decomposed"
-_OURS_TO_CHECK = frozenset({"aten", _QUANTIZED, "dim_order_ops"})
+EXECUTORCH_LIBRARIES = frozenset({"aten", _QUANTIZED, "dim_order_ops"})
 """Libraries of operators whose kernels are ExecuTorch's; the kernels of other libraries come from elsewhere."""
 
+
+_CONTROL_FLOW = frozenset({"cond", "map_impl", "scan", "executorch_call_delegate"})
+"""Control flow that ExecuTorch has instructions for, and the call of a delegate."""
 
 _OPTIONS = frozenset({"dtype", "layout", "device", "pin_memory"})
 """Arguments that say what kind of tensor the result is."""
@@ -51,16 +50,28 @@ def _decomposed() -> frozenset[object]:
     return frozenset(_default_decomposition_table())
 
 
+def overload_of(target: Any) -> torch._ops.OpOverload | None:
+    """Returns the ATen operator of a node's target in an ATen or edge program; None for functions and control flow."""
+    operator = target if isinstance(target, torch._ops.OpOverload) else getattr(target, "_op", None)
+    return operator if isinstance(operator, torch._ops.OpOverload) else None
+
+
 @cache
 def has_kernel(target: Any) -> bool:
-    """Returns whether ExecuTorch runs calls of an operator as they are, or leaves that to another library.
+    """Returns whether ExecuTorch runs calls of an operator as they are.
+
+    Another library is taken to have a kernel for each of its operators that has a form that writes into a given tensor.
 
     Args:
         target: The target of a ``call_function`` node of an ATen or edge program.
     """
-    operator = target if isinstance(target, torch._ops.OpOverload) else getattr(target, "_op", None)
-    if not isinstance(operator, torch._ops.OpOverload) or operator.namespace not in _OURS_TO_CHECK:
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return target.__name__ in _CONTROL_FLOW
+    operator = overload_of(target)
+    if operator is None:
         return True
+    if operator.namespace not in EXECUTORCH_LIBRARIES:
+        return operator._schema.is_mutable or bool(_writing(operator))
     name = _full_name(operator)
     if name in _NO_KERNEL_NEEDED:
         return True
@@ -112,40 +123,4 @@ def runs_if_skipped(node: Node) -> bool:
 
     It then decomposes the operation, which it does not where Core ML takes every call of the operator.
     """
-    operator = node.target if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "_op", None)
-    return is_decomposed(operator) or has_kernel(node.target)
-
-
-def refuse_without_kernels(nodes: Iterable[Node], skipped: frozenset[str]) -> None:
-    """Refuses operations of ATen's core set that stay outside Core ML and have no kernel there.
-
-    Operations outside that set are refused by ExecuTorch itself, unless its configuration lists them.
-
-    Args:
-        nodes: The operations of an edge program that stay outside Core ML.
-        skipped: Lower-case names of the operators that the user keeps outside Core ML; these may have kernels of the
-            user's own, or go to another partitioner.
-
-    Raises:
-        UnsupportedOpError: Names the operations, their source lines and what to do.
-    """
-    found = [
-        node for node in nodes if _is_core(node) and not has_kernel(node.target) and not skip_names(node) & skipped
-    ]
-    if found:
-        names = ", ".join(repr(name.lower()) for name in dict.fromkeys(map(op_name, found)))
-        raise UnsupportedOpError(
-            f"{without_kernels(found)}. Where another partitioner takes them, or your runtime has kernels of its own: "
-            f"CoreMLPartitioner(skip_ops_for_coreml_delegation=[{names}])"
-        )
-
-
-def without_kernels(nodes: Iterable[Node]) -> str:
-    """Returns what to say of operations that neither side can run."""
-    lines = "\n  ".join(dict.fromkeys(map(place, nodes)))
-    return f"neither Core ML nor ExecuTorch has:\n  {lines}\nWrite the model with other operations"
-
-
-def _is_core(node: Node) -> bool:
-    operator = getattr(node.target, "_op", node.target)
-    return isinstance(operator, torch._ops.OpOverload) and torch.Tag.core in operator.tags
+    return is_decomposed(overload_of(node.target)) or has_kernel(node.target)
