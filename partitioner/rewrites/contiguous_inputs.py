@@ -39,8 +39,8 @@ def _refuse_permuted(inputs: list[Node]) -> None:
     wrong = [f"  {name!r}: {order}" for name, order in orders.items() if order not in _CHANNELS_LAST]
     if wrong:
         raise UnsupportedOpError(
-            "the program was exported with permuted inputs; ExecuTorch's runtime takes contiguous and channels-last ones. "
-            "Their dimensions lie in memory in the order\n"
+            "the program was exported with permuted inputs, and ExecuTorch's runtime takes contiguous and "
+            "channels-last ones. Their dimensions lie in memory in the order\n"
             + "\n".join(wrong)
             + "\nExport with contiguous inputs: torch.export.export(model, (x.contiguous(),))"
         )
