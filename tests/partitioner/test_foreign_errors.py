@@ -74,9 +74,6 @@ def test_operators_of_other_libraries() -> None:
     library.impl("copied", lambda x: x.clone(), "CompositeExplicitAutograd")
     torch.library.register_fake("partitioner_test::copied")(torch.empty_like)
     program = torch.export.export(Function(lambda x: torch.ops.partitioner_test.copied(x) * 2), (X,))
-    with pytest.raises(
-        UnsupportedOpError, match=r'partitioner_test.copied.default \(.*\n.*define\("copied\.out'
-    ) as error:
+    with pytest.raises(UnsupportedOpError, match=r"partitioner_test.copied.default \(") as error:
         lower(program)
-    assert 'Library("partitioner_test", "FRAGMENT")' in str(error.value)
-    library.define("copied.out(Tensor x, *, Tensor(a!) out) -> Tensor(a!)")
+    assert 'Library("partitioner_test", "FRAGMENT").define("copied.out' in str(error.value)
